@@ -1,0 +1,37 @@
+"""Every run-time NCAKERN_* variable, in one table, parsed strictly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+# name -> (default, allowed values, meaning)
+VARIABLES: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "NCAKERN_BACKEND": ("auto", ("auto", "triton", "cpu", "reference"), "what backend='auto' means"),
+    "NCAKERN_ISA": ("auto", ("auto", "scalar", "avx2", "avx512", "neon"), "instruction set of the cpu backend"),
+    "NCAKERN_STRICT": ("0", ("0", "1"), "1: falling back to the reference is an error"),
+}
+
+
+class Env(NamedTuple):
+    """The parsed variables."""
+
+    backend: str
+    isa: str
+    strict: bool
+
+
+def read_env(environ: Mapping[str, str] | None = None) -> Env:
+    """Read the table from ``environ`` (default ``os.environ``).
+
+    Raises:
+        ValueError: a variable holds a value that is not in the table.
+    """
+    source = os.environ if environ is None else environ
+    values = {}
+    for name, (default, allowed, _) in VARIABLES.items():
+        values[name] = source.get(name, default)
+        if values[name] not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {values[name]!r}")
+    return Env(values["NCAKERN_BACKEND"], values["NCAKERN_ISA"], values["NCAKERN_STRICT"] == "1")

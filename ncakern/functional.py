@@ -1,0 +1,216 @@
+"""The functional interface: validate once, choose a backend, call it. No arithmetic happens here."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ncakern import _dispatch, ops
+from ncakern._checks import check_rollout, check_seed, require_int, resolve_keep_every, resolve_tile
+from ncakern._philox import fire_bits, seed_tensor
+from ncakern._spec import Problem, RolloutParams, RolloutSpec, check_fire_rate
+from ncakern.reference import nca_rollout_reference
+
+
+def nca_rollout(
+    state: Tensor,
+    params: RolloutParams,
+    spec: RolloutSpec,
+    steps: int,
+    *,
+    seed: int | Tensor | None = None,
+    first_step: int = 0,
+    first_sample: int = 0,
+    origin: tuple[int, ...] | None = None,
+    extent: tuple[int, ...] | None = None,
+    perceive_from: Tensor | None = None,
+    modulation: tuple[Tensor, Tensor] | None = None,
+    keep_every: int | str = 1,
+    backend: str = "auto",
+) -> Tensor:
+    """Run ``steps`` stochastic NCA steps: perceive, dense, norm, activation, dense, fire.
+
+    One step, with ``z = state`` (or ``perceive_from``) and ``v = concat(z, conv_1(z), ..., conv_F(z))``::
+
+        u      = norm(hidden_weight @ v + hidden_bias)
+        state += fire * (out_weight @ activation(scale * u + shift))       # except the frozen channels
+
+    B batch, ``*S`` = (H, W) or (D, H, W) cells, C channels, h hidden, F filters, ``*k`` odd kernel sizes.
+
+    Args:
+        state: ``[B, *S, C]``, channels last; float32, or bfloat16 / float16 (rounded once per step, computed in
+            float32), or float64 (reference only).
+        params: tensors of the step, see :class:`RolloutParams`; all float32, or all of the state's dtype.
+        spec: options of the step, see :class:`RolloutSpec`.
+        steps: number of steps, at least 0.
+        seed: names the random stream. None draws one from torch's default generator; an int or a 0-d int64 tensor is
+            taken as it is.
+        first_step: index of the first step in the random stream: 5 steps, then 5 with ``first_step=5``, equal 10.
+        first_sample: index of the first sample in the random stream.
+        origin, extent: for a tile, the global index of its first cell and the global size, per spatial axis. Values
+            closer than ``steps * (k - 1) / 2`` cells to an edge that is not a true border are not meaningful.
+        perceive_from: ``[B, *S, C]``, perceived in place of the state; ``steps`` must be 1.
+        modulation: ``(scale, shift)``, each ``[B, h]``, applied to the hidden values before the activation.
+
+    Other Parameters:
+        keep_every: how many steps apart states are kept for the backward pass; the rest is computed again. "sqrt"
+            balances the two. Changes memory and time, not the result.
+        backend: "auto", "triton", "cpu" or "reference"; an explicit choice never falls back.
+
+    Returns:
+        The state after the last step, ``[B, *S, C]``, in the state's dtype.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, value or device is wrong, or the chosen backend cannot run this call.
+        RuntimeError: the chosen backend is not built; or a gradient of a gradient is asked for (the reference has it).
+
+    Example:
+        >>> params = RolloutParams(
+        ...     perceive_weight=torch.rand(1, 4, 3, 3), perceive_bias=torch.zeros(1, 4), hidden_weight=torch.rand(8, 8),
+        ...     hidden_bias=torch.zeros(8), out_weight=torch.rand(4, 8))
+        >>> nca_rollout(torch.zeros(2, 5, 6, 4), params, RolloutSpec(), 3, seed=0, backend="reference").shape
+        torch.Size([2, 5, 6, 4])
+
+    Reference:
+        Kalkhof, Mukhopadhyay, "M3D-NCA: Robust 3D Segmentation with Built-In Quality Control", MICCAI 2023; the update
+        rule with fire mask is from Mordvintsev et al., "Growing Neural Cellular Automata", Distill 2020.
+    """
+    check_rollout(
+        state,
+        params,
+        spec,
+        steps,
+        seed=seed,
+        first_step=first_step,
+        first_sample=first_sample,
+        perceive_from=perceive_from,
+        modulation=modulation,
+    )
+    origin, extent = resolve_tile(tuple(state.shape[1:-1]), origin, extent, spec)
+    keep_every = resolve_keep_every(keep_every, steps)
+    chosen = _dispatch.choose_backend(_problem(state, params, spec, steps), backend)
+    if steps == 0:
+        return state.clone()
+    if chosen == "reference":
+        return nca_rollout_reference(
+            state,
+            params,
+            spec,
+            steps,
+            seed=seed,
+            first_step=first_step,
+            first_sample=first_sample,
+            origin=origin,
+            extent=extent,
+            perceive_from=perceive_from,
+            modulation=modulation,
+        )
+    return ops.rollout(
+        state,
+        RolloutParams(*[None if p is None else p.float() for p in params]),
+        spec,
+        steps,
+        seed=seed_tensor(seed),
+        first_step=first_step,
+        first_sample=first_sample,
+        origin=origin,
+        extent=extent,
+        perceive_from=perceive_from,
+        modulation=None if modulation is None else (modulation[0].float(), modulation[1].float()),
+        keep_every=keep_every,
+        backend=chosen,
+    )
+
+
+def fire_mask(
+    shape: tuple[int, ...],
+    *,
+    seed: int | Tensor,
+    step: int,
+    fire_rate: float,
+    first_sample: int = 0,
+    origin: tuple[int, ...] | None = None,
+    extent: tuple[int, ...] | None = None,
+) -> Tensor:
+    """Which cells update in one step: the bits that every backend draws.
+
+    Args:
+        shape: ``(B, *S)``.
+        seed: an int or a 0-d int64 tensor, which also decides the device.
+        step: index of the step in the random stream (``first_step`` plus the index in the rollout).
+        fire_rate: probability in [0, 1] that a cell updates.
+        first_sample, origin, extent: as in :func:`nca_rollout`.
+
+    Returns:
+        bool ``[B, *S]``.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has a wrong value or length.
+
+    Example:
+        >>> fire_mask((1, 2, 3), seed=0, step=0, fire_rate=1.0)
+        tensor([[[True, True, True],
+                 [True, True, True]]])
+    """
+    if not isinstance(shape, (tuple, list)):
+        raise TypeError(f"shape must be a tuple (B, H, W) or (B, D, H, W); got {type(shape).__name__}")
+    if len(shape) not in (3, 4):
+        raise ValueError(f"shape must be (B, H, W) or (B, D, H, W); got {tuple(shape)}")
+    for cells in shape:
+        require_int("shape", cells)
+    if seed is None:
+        raise TypeError("seed must be an int or a 0-d int64 tensor; got None")
+    check_seed(seed)
+    require_int("step", step)
+    require_int("first_sample", first_sample)
+    check_fire_rate(fire_rate)
+    origin, extent = resolve_tile(tuple(shape[1:]), origin, extent)
+    seed = seed_tensor(seed)
+    return fire_bits(
+        tuple(shape),
+        seed=seed,
+        step=step,
+        fire_rate=fire_rate,
+        first_sample=first_sample,
+        origin=origin,
+        extent=extent,
+        device=seed.device,
+    )
+
+
+def explain(state: Tensor, params: RolloutParams, spec: RolloutSpec, steps: int) -> dict[str, str | None]:
+    """Why each backend, in the order of choice, cannot run this call; None for those that can.
+
+    Example:
+        >>> nca = ncakern.NCA(2, 8, 16)
+        >>> ncakern.explain(torch.zeros(1, 9, 9, 8, dtype=torch.float64), nca.params, nca.spec, 4)["reference"]
+    """
+    check_rollout(
+        state,
+        params,
+        spec,
+        steps,
+        seed=None,
+        first_step=0,
+        first_sample=0,
+        perceive_from=None,
+        modulation=None,
+    )
+    return _dispatch.explain(_problem(state, params, spec, steps))
+
+
+def _problem(state: Tensor, params: RolloutParams, spec: RolloutSpec, steps: int) -> Problem:
+    size = tuple(state.shape[1:-1])
+    return Problem(
+        device=state.device.type,
+        dtype=str(state.dtype).removeprefix("torch."),
+        batch=state.shape[0],
+        size=size,
+        channels=state.shape[-1],
+        hidden=params.hidden_weight.shape[0],
+        num_filters=params.perceive_weight.shape[0],
+        kernel=tuple(params.perceive_weight.shape[-len(size) :]),
+        spec=spec,
+        steps=steps,
+    )

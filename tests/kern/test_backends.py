@@ -1,0 +1,137 @@
+"""Every fast backend on every case: the result and all gradients against float64, and the bits that must be equal."""
+
+import pytest
+import torch
+
+import ncakern
+from helpers import Case, assert_matches, make_inputs, run_case, run_with_gradients
+
+BF16, FP16 = torch.bfloat16, torch.float16
+
+CASES = [
+    # Depthwise, no norm: ugly sizes, every padding, kernels down to the padding limit.
+    Case(size=(33, 47), channels=16, hidden=64, batch=1),
+    Case(size=(17, 3), channels=5, hidden=7, num_filters=2, options={"activation": "leaky_relu"}),
+    Case(size=(1, 17), channels=5, hidden=9, kernel=(1, 3)),
+    Case(size=(1, 1), kernel=(1, 1), channels=3, hidden=5),
+    Case(size=(4, 4), kernel=(7, 7), channels=16, hidden=64),
+    Case(size=(1, 5), kernel=(7, 5), channels=6, options={"padding": "replicate"}),
+    Case(size=(3, 7), kernel=(5, 3), num_filters=3, options={"padding": "zeros", "fire_rate": 0.3}),
+    Case(size=(3, 3), kernel=(7, 7), channels=7, options={"padding": "circular"}),
+    Case(size=(3, 5, 7), channels=16, hidden=64, options={"frozen_channels": 1}),
+    Case(size=(2, 3, 17), channels=5, hidden=33, kernel=(3, 1, 5), options={"padding": "reflect"}),
+    Case(size=(4, 4, 5), kernel=(7, 7, 7), channels=16, hidden=64, steps=2, batch=1),
+    # Norms.
+    Case(size=(17, 19), channels=16, hidden=64, options={"norm": "batch", "frozen_channels": 1}),
+    Case(size=(5, 6, 7), channels=16, hidden=64, options={"norm": "batch", "frozen_channels": 1}),
+    Case(size=(4, 5, 9), channels=16, hidden=64, kernel=(7, 7, 7), steps=2, options={"norm": "batch"}),
+    Case(size=(5, 7), channels=5, num_filters=2, batch=3, options={"norm": "instance", "padding": "zeros"}),
+    Case(size=(3, 4, 5), channels=6, options={"norm": "instance", "fire_rate": 1.0}),
+    Case(size=(9, 11), channels=5, hidden=9, options={"norm": "batch", "activation": "leaky_relu"}),
+    # Dense perception.
+    Case(size=(17, 13), channels=32, hidden=128, num_filters=2, options={"perception": "dense"}),
+    Case(size=(9, 5), channels=64, hidden=512, num_filters=2, steps=2, batch=1, options={"perception": "dense"}),
+    Case(size=(3, 17), channels=5, hidden=7, options={"perception": "dense", "padding": "zeros"}),
+    Case(size=(7, 3), channels=5, num_filters=3, options={"perception": "dense", "norm": "batch"}),
+    Case(size=(3, 4, 5), channels=6, kernel=(3, 5, 1), options={"perception": "dense", "padding": "replicate"}),
+    Case(size=(5, 6), channels=6, options={"perception": "dense", "norm": "instance", "padding": "circular"}),
+    # Fire rates at the ends, modulation, perception of something else, tiles.
+    Case(size=(7, 9), channels=16, hidden=64, options={"fire_rate": 1.0}),
+    Case(size=(7, 9), channels=16, hidden=64, options={"fire_rate": 0.0}),
+    Case(size=(7, 9), channels=16, hidden=64, options={"frozen_channels": 16}),
+    Case(size=(7, 9), has_modulation=True, batch=3),
+    Case(size=(5, 4, 3), has_modulation=True, options={"norm": "batch"}),
+    Case(size=(6, 7), channels=16, hidden=64, has_perceive_from=True, steps=1),
+    Case(size=(6, 5), has_perceive_from=True, has_modulation=True, steps=1, options={"norm": "instance"}),
+    Case(size=(5, 3), has_perceive_from=True, steps=1, options={"perception": "dense"}),
+    Case(size=(5, 9), call={"origin": (4, 7), "extent": (11, 19), "first_step": 9, "first_sample": 3}),
+    Case(size=(3, 5, 9), call={"origin": (1, 2, 7), "extent": (7, 8, 18)}),
+    # States kept every few steps.
+    Case(size=(6, 7), channels=16, hidden=64, steps=5, keep_every=2),
+    Case(size=(6, 7), channels=5, steps=6, keep_every=3, options={"norm": "batch"}),
+    Case(size=(6, 7), channels=5, steps=9, keep_every="sqrt", options={"norm": "instance", "fire_rate": 0.7}),
+    Case(size=(6, 7), channels=5, steps=4, keep_every=9, options={"perception": "dense"}),
+    # Storage in 16 bits.
+    Case(size=(9, 11), channels=16, hidden=64, dtype=BF16),
+    Case(size=(4, 5, 6), channels=16, hidden=64, dtype=BF16, options={"norm": "batch", "frozen_channels": 1}),
+    Case(size=(9, 5), channels=32, hidden=128, num_filters=2, dtype=BF16, options={"perception": "dense"}),
+    Case(size=(9, 11), channels=5, dtype=FP16, keep_every=2),
+]
+
+
+@pytest.fixture(params=[name for name in ncakern.backends() if name not in ("triton", "reference")])
+def backend(request: pytest.FixtureRequest) -> str:
+    reason = ncakern.backends()[request.param]
+    if reason is not None:
+        pytest.skip(f"backend {request.param}: {reason}")
+    return request.param
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_result_and_gradients_match_float64(case: Case, backend: str) -> None:
+    inputs = make_inputs(case).to(case.dtype, torch.float32)
+    # The float64 run starts from the very numbers the others start from, after their rounding.
+    exact = run_with_gradients(case, inputs.to(torch.float64, torch.float64), backend="reference")
+    plain = run_with_gradients(case, inputs, backend="reference")
+    actual = run_with_gradients(case, inputs, backend=backend)
+    assert actual["out"].dtype == case.dtype
+    for name, tensor in actual.items():
+        assert_matches(tensor, plain[name], exact[name], name=name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_fire_mask_and_frozen_channels_are_exact(case: Case, backend: str) -> None:
+    inputs = make_inputs(case).to(case.dtype, torch.float32)
+    one_step = Case(**{**vars(case), "steps": 1})
+    out = run_case(one_step, inputs, backend=backend)
+    fires = ncakern.fire_mask(
+        tuple(inputs.state.shape[:-1]),
+        seed=7,
+        step=case.call.get("first_step", 0),
+        fire_rate=case.spec.fire_rate,
+        first_sample=case.call.get("first_sample", 0),
+        origin=case.call.get("origin"),
+        extent=case.call.get("extent"),
+    )
+    frozen = case.spec.frozen_channels
+    assert torch.equal(out[~fires], inputs.state[~fires])
+    assert torch.equal(out[..., :frozen], inputs.state[..., :frozen])
+    # Nearly every free number of a firing cell moves. All of a cell's hidden units can be off, so not every one.
+    moved = (out != inputs.state)[fires][:, frozen:]
+    assert moved.numel() == 0 or moved.float().mean() > 0.5
+
+
+def test_two_runs_give_the_same_gradient_bits(backend: str) -> None:
+    case = Case(size=(17, 19), channels=16, hidden=64, options={"norm": "batch"})
+    inputs = make_inputs(case)
+    first, second = (run_with_gradients(case, inputs, backend=backend) for _ in range(2))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_keep_every_changes_no_forward_bit(backend: str) -> None:
+    case = Case(size=(6, 7), channels=16, hidden=64, steps=7)
+    inputs = make_inputs(case)
+    expected = run_case(case, inputs, backend=backend)
+    for keep_every in (2, 3, 7, 100, "sqrt"):
+        assert torch.equal(run_case(case, inputs, backend=backend, keep_every=keep_every), expected)
+
+
+def test_inputs_are_never_written(backend: str) -> None:
+    case = Case(size=(6, 7), has_modulation=True, options={"norm": "batch"})
+    inputs = make_inputs(case)
+    before = {name: tensor.detach().clone() for name, tensor in inputs.named().items()}
+    run_with_gradients(case, inputs, backend=backend)
+    for name, tensor in inputs.named().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_nan_and_infinity_spread_as_in_the_reference(backend: str) -> None:
+    case = Case(size=(9, 9), steps=2, options={"fire_rate": 1.0})
+    inputs = make_inputs(case)
+    with torch.no_grad():
+        inputs.state[0, 4, 4, 1] = float("nan")
+        inputs.state[1, 2, 2, 0] = float("inf")
+    expected = run_case(case, inputs, backend="reference")
+    actual = run_case(case, inputs, backend=backend)
+    assert torch.equal(actual.isfinite(), expected.isfinite())

@@ -1,0 +1,148 @@
+"""Who may import whom, read from the source with `ast`. The table below is the law; a new module needs a line in it."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"ncakern": ROOT / "ncakern", "ncaseg": ROOT / "python_api" / "ncaseg"}
+
+FLOOR_1 = {"ncakern._spec", "ncakern._env", "ncakern._checks", "ncakern._philox"}
+FLOOR_2 = {"ncakern.reference", "ncakern.backends"}
+FLOOR_3 = {"ncakern._dispatch", "ncakern.ops"}
+CORE = {"torch", "numpy"}
+USER = {"ncakern", "ncakern.nn", "ncakern.functional"}  # the names that ncaseg may build upon
+IMAGES = {"nibabel", "PIL"}
+TOOLS = {"ncaseg.config", "ncaseg.layout", "ncaseg.losses", "ncaseg.metrics", "ncaseg.files"}
+
+# A module obeys the line with the longest matching name. An entry allows a module and all below it; in USER only
+# itself. The standard library is free everywhere.
+MAY_IMPORT = {
+    "ncakern._spec": set(),
+    "ncakern._env": set(),
+    "ncakern._checks": {"torch", "ncakern._spec"},
+    "ncakern._philox": {"torch"},
+    "ncakern.reference": CORE | FLOOR_1,
+    "ncakern.backends": CORE | FLOOR_1,
+    "ncakern.backends.cpu": CORE | FLOOR_1 | {"ncakern._cpu"},
+    "ncakern._dispatch": CORE | FLOOR_1 | {"ncakern.backends"},
+    "ncakern.ops": CORE | FLOOR_1 | {"ncakern.backends", "ncakern._dispatch"},
+    "ncakern.functional": CORE | FLOOR_1 | FLOOR_2 | FLOOR_3,
+    "ncakern.nn": {"torch", "ncakern._spec", "ncakern.functional"},
+    "ncakern.upstream": {"torch", "safetensors", "ncakern._spec", "ncakern.nn"},
+    "ncakern.info": CORE | FLOOR_1 | FLOOR_2 | FLOOR_3 | USER,
+    "ncakern": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"ncakern.functional", "ncakern.nn", "ncakern.upstream"},
+    "ncaseg.config": {"ncaseg.files"},
+    "ncaseg.layout": CORE,
+    "ncaseg.losses": CORE,
+    "ncaseg.metrics": CORE,
+    "ncaseg.files": CORE,
+    "ncaseg.models": CORE | USER | TOOLS | {"ncaseg.models"},
+    "ncaseg.data": CORE | IMAGES | TOOLS | {"ncaseg.data"},
+    "ncaseg": CORE | USER | IMAGES | {"ncaseg", "safetensors", "tqdm"},
+}
+# Not everybody has these: imported inside functions, so that a missing one is noticed by those only who need it.
+OPTIONAL = {"triton", "monai", "tensorboard", "torchio", "matplotlib", "onnx", "onnxruntime"}
+LAZY = OPTIONAL | {"ncakern._cpu"}
+
+
+def modules() -> dict[str, Path]:
+    """Map the name of every module of the project to its file."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = (package, *path.relative_to(folder).with_suffix("").parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(source: str, module: str) -> Iterator[tuple[str, bool]]:
+    """Yield (imported module, whether at the top level) of every import statement that is more than an annotation."""
+    tree = ast.parse(source)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    inside = {node for function in functions for node in ast.walk(function)}
+    ignored = {node for block in typing for statement in block.body for node in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if node in ignored:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node not in inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} line {node.lineno}: write imports in full, from the package's name on"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                # A private name counts as a module of its own, so that no entry for a public parent lets it pass.
+                is_module = inner in MODULES or (alias.name.startswith("_") and alias.name != "__version__")
+                yield (inner if is_module else str(node.module)), node not in inside
+
+
+def is_below(name: str, parent: str) -> bool:
+    return name == parent or (parent not in USER and name.startswith(parent + "."))
+
+
+def violations(module: str, source: str) -> list[str]:
+    """List what `module` imports against the table."""
+    allowed = MAY_IMPORT[max((name for name in MAY_IMPORT if (module + ".").startswith(name + ".")), key=len)]
+    found = []
+    for name, at_top in imports(source, module):
+        if name.split(".")[0] in sys.stdlib_module_names:
+            continue
+        is_lazy = any(is_below(name, lazy) for lazy in LAZY)
+        if is_lazy and at_top:
+            found.append(f"{module} imports {name} at the top; import it inside the function that needs it")
+        elif not any(is_below(name, entry) for entry in allowed | OPTIONAL):
+            found.append(f"{module} must not import {name}")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_only_from_its_floor(module):
+    assert violations(module, MODULES[module].read_text()) == []
+
+
+def test_every_part_of_ncakern_has_its_own_line():
+    assert {name for name in MODULES if name.startswith("ncakern.") and name.count(".") == 1} <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("ncakern._spec", "import torch"),
+        ("ncakern.reference", "from ncakern.backends import cpu"),
+        ("ncakern.nn", "from ncakern import _dispatch"),
+        ("ncakern.backends.cpu", "from ncakern import _cpu"),
+        ("ncakern.functional", "def f():\n    import ncaseg.train"),
+        ("ncaseg.models.segmenter", "from ncaseg.data.index import Case"),
+        ("ncaseg.train", "from ncakern.ops import nca_rollout"),
+        ("ncaseg.train", "from ncakern import _philox"),
+        ("ncaseg.report", "import matplotlib.pyplot as plt"),
+    ],
+)
+def test_a_planted_import_is_found(module, source):
+    assert len(violations(module, source)) == 1
+
+
+def test_a_permitted_import_passes():
+    assert violations("ncakern.backends.cpu", "import torch\ndef load():\n    from ncakern import _cpu") == []
+    assert violations("ncaseg.train", "from ncakern import NCA\nfrom ncaseg.data.index import Case") == []
+
+
+def test_cpu_backend_exports_the_contract():
+    backend = importlib.import_module("ncakern.backends.cpu")
+    own = {name for name, value in vars(backend).items() if getattr(value, "__module__", None) == backend.__name__}
+    # The variants are what this backend has beyond the contract; nothing else is public.
+    assert {name for name in own if not name.startswith("_")} - {"variants", "choose_isa"} == {
+        "why_not",
+        "stats_width",
+        "fwd",
+        "bwd",
+    }

@@ -1,0 +1,95 @@
+"""The public names and signatures of ncakern, and that importing it is cheap and quiet."""
+
+import doctest
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import ncakern
+import ncakern.upstream
+
+NAMES = [
+    "NCA",
+    "Problem",
+    "RolloutParams",
+    "RolloutSpec",
+    "__version__",
+    "backends",
+    "explain",
+    "fire_mask",
+    "load_upstream",
+    "nca_rollout",
+    "nca_rollout_reference",
+]
+STREAM = ["seed", "first_step", "first_sample", "origin", "extent"]
+CALL = [*STREAM, "perceive_from", "modulation", "keep_every", "backend"]
+
+
+def _parameters(function: object) -> tuple[list[str], list[str]]:
+    """Names of the positional and of the keyword-only parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    keyword_only = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD], keyword_only
+
+
+def test_public_names() -> None:
+    assert sorted(ncakern.__all__) == NAMES
+    assert all(hasattr(ncakern, name) for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("function", "positional", "keyword_only"),
+    [
+        (ncakern.nca_rollout, ["state", "params", "spec", "steps"], CALL),
+        (ncakern.nca_rollout_reference, ["state", "params", "spec", "steps"], CALL[:-2]),
+        (ncakern.NCA.forward, ["self", "state", "steps"], CALL),
+        (
+            ncakern.NCA,
+            ["ndim", "channels", "hidden"],
+            ["perception", "num_filters", "kernel_size", "padding", "norm", "activation", "fire_rate", "frozen_channels"],
+        ),
+        (
+            ncakern.fire_mask,
+            ["shape"],
+            ["seed", "step", "fire_rate", "first_sample", "origin", "extent"],
+        ),
+        (ncakern.load_upstream, ["source"], ["upstream_fire_rate", "frozen_channels", "padding"]),
+        (ncakern.explain, ["state", "params", "spec", "steps"], []),
+        (ncakern.backends, [], []),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_signatures(function: object, positional: list[str], keyword_only: list[str]) -> None:
+    assert _parameters(function) == (positional, keyword_only)
+
+
+def test_every_public_function_is_documented() -> None:
+    for name in NAMES:
+        if callable(getattr(ncakern, name)):
+            assert getattr(ncakern, name).__doc__, name
+
+
+def test_import_loads_neither_triton_nor_the_extension() -> None:
+    program = "import sys, ncakern; print([m for m in ('triton', 'ncakern._cpu', 'ncaseg') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]" and not result.stderr
+
+
+@pytest.mark.parametrize(
+    "module", [ncakern._spec, ncakern._dispatch, ncakern.functional, ncakern.nn, ncakern.upstream], ids=lambda m: m.__name__
+)
+def test_examples_in_docstrings_run(module: object) -> None:
+    import torch
+
+    names = {**vars(module), "ncakern": ncakern, "torch": torch, "RolloutParams": ncakern.RolloutParams}
+    result = doctest.testmod(module, extraglobs=names)
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_info_prints_every_backend() -> None:
+    result = subprocess.run([sys.executable, "-m", "ncakern.info"], capture_output=True, text=True, check=True)
+    for name in ncakern.backends():
+        assert name in result.stdout
+    assert ncakern.__version__ in result.stdout
