@@ -1,0 +1,1 @@
+"""From files to tensors: cases, their split, their volumes, and synthetic ones."""

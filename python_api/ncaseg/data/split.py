@@ -1,0 +1,85 @@
+"""The split into training and validation cases: by patient, reproducible, and written down with a hash."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ncaseg import files
+
+
+@dataclass(frozen=True)
+class Split:
+    """Ids of the training and of the validation cases, each sorted, and what made them."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    fraction: float
+    seed: int
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the content; a split file that was edited does not match its own."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def make_split(ids: Iterable[str], fraction: float, seed: int) -> Split:
+    """Sort the ids, shuffle them with ``seed`` and keep ``fraction`` of them for validation.
+
+    The number of validation cases is rounded to the nearest, at least one when ``fraction`` is positive.
+
+    Raises:
+        ValueError: an id occurs twice, or no training case would be left.
+
+    Example:
+        >>> split = make_split(["a", "b", "c", "d"], 0.25, seed=0)
+        >>> len(split.train), len(split.validation)
+        (3, 1)
+    """
+    ordered = sorted(ids)
+    if len(set(ordered)) != len(ordered):
+        raise ValueError("ids must be unique; got one twice")
+    if not 0.0 <= fraction < 1.0:
+        raise ValueError(f"fraction must lie in [0, 1); got {fraction}")
+    count = max(math.floor(fraction * len(ordered) + 0.5), 1 if fraction > 0 else 0)
+    if count >= len(ordered):
+        raise ValueError(f"ids must leave at least one training case; got {len(ordered)} ids and fraction {fraction}")
+    order = np.random.default_rng(seed).permutation(len(ordered))
+    held = {ordered[i] for i in order[:count]}
+    return Split(
+        train=tuple(i for i in ordered if i not in held),
+        validation=tuple(i for i in ordered if i in held),
+        fraction=fraction,
+        seed=seed,
+    )
+
+
+def save_split(path: str | Path, split: Split) -> None:
+    """Write the split and its hash as JSON."""
+    files.write_text(path, json.dumps({**asdict(split), "sha256": split.sha256}, indent=1) + "\n")
+
+
+def load_split(path: str | Path) -> Split:
+    """Read a split.
+
+    Raises:
+        ValueError: the content does not match the hash in the file, or keys are missing.
+    """
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        split = Split(
+            train=tuple(content["train"]),
+            validation=tuple(content["validation"]),
+            fraction=content["fraction"],
+            seed=content["seed"],
+        )
+        matches = split.sha256 == content["sha256"]
+    except KeyError as error:
+        raise ValueError(f"{path} must be a split file; it has no entry {error}") from error
+    if not matches:
+        raise ValueError(f"{path} was changed: its content does not match its sha256. Restore it, or start a new run")
+    return split

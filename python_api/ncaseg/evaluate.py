@@ -1,0 +1,198 @@
+"""Scores of a model against labels, case by case, with the conditions that the numbers hold under."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ncaseg import metrics
+from ncaseg.config import Config
+from ncaseg.data.dataset import Volume, load_case
+from ncaseg.data.index import Case, find_cases
+from ncaseg.data.split import load_split
+from ncaseg.files import replacing, write_text
+from ncaseg.models.segmenter import M3D
+from ncaseg.predict import predict_case
+
+METRICS = ("hard_dice", "iou", "soft_dice")
+
+
+def find_labelled_cases(
+    *, data: str | Path | None = None, images: str | Path | None = None, labels: str | Path | None = None
+) -> list[Case]:
+    """All cases of a dataset that have a label; arguments and errors as `find_cases`.
+
+    Raises:
+        ValueError: no case has a label.
+    """
+    cases = find_cases(data, images=images, labels=labels)
+    labelled = [case for case in cases if case.label is not None]
+    if not labelled:
+        raise ValueError(f"none of the {len(cases)} images has a label of the same file name; nothing to score")
+    if len(labelled) < len(cases):
+        print(f"scoring {len(labelled)} of {len(cases)} images; the others have no label")
+    return labelled
+
+
+def restrict(cases: Sequence[Case], split: str | Path, subset: str) -> list[Case]:
+    """The cases whose ids are in one subset of a split file.
+
+    Args:
+        cases: where to choose from.
+        split: the `split.json` of a run.
+        subset: "validation" or "train".
+
+    Raises:
+        FileNotFoundError: no such split file.
+        ValueError: the subset names ids that `cases` do not have, or none at all.
+    """
+    ids = getattr(load_split(split), subset)
+    if not ids:
+        raise ValueError(f"{split} has no {subset} ids; nothing to score")
+    found = {case.id: case for case in cases}
+    missing = [i for i in ids if i not in found]
+    if missing:
+        raise ValueError(f"{split} names {len(missing)} {subset} ids that the data lacks, e.g. {missing[0]!r}")
+    return [found[i] for i in ids]
+
+
+def score_cases(
+    model: M3D,
+    cfg: Config,
+    cases: Sequence[Case],
+    *,
+    name: str,
+    samples: int = 10,
+    seed: int = 0,
+    empty: str = "one",
+) -> dict[str, Any]:
+    """Segments and scores every case on its native grid.
+
+    The merged foreground (every label above 0) is always scored: hard Dice and IoU of the thresholded prediction, and
+    the soft Dice that the published M3D-NCA code reports. A model with one output channel per class also gets these
+    three per class; a model of the merged foreground gets the recall of every label value, since it cannot tell them
+    apart. The standard deviation is that of the population of cases, as in the papers.
+
+    Args:
+        model, cfg: from `load_model`.
+        cases: each with a label.
+        name: how the result names the model.
+        samples: members of the ensemble.
+        seed: names the random stream.
+        empty: score of a case without foreground in prediction and label: "one", "zero", or "skip" (None in the
+            result, and left out of the means).
+
+    Returns:
+        What `ncaseg evaluate --json` writes: `mean`, `std`, `cases`, `classes` (means per class), `model`, `samples`,
+        `seed`, `conditions`; plain numbers, strings, lists and dicts.
+    """
+    rows = []
+    for case in tqdm(cases, desc="evaluate", unit="case", disable=None):
+        volume = load_case(case, cfg.data)
+        probabilities, labels, _ = predict_case(model, volume, cfg, samples, seed)
+        scores = score_volume(probabilities, labels, volume, cfg, empty)
+        rows.append({"id": case.id, **scores})
+    classes = rows[0]["classes"]
+    return {
+        "model": name,
+        "recipe": cfg.name,
+        "samples": samples,
+        "seed": seed,
+        "num_cases": len(rows),
+        "mean": _summary(rows, METRICS, np.mean),
+        "std": _summary(rows, METRICS, np.std),
+        "classes": {c: _summary([row["classes"][c] for row in rows], entry, np.mean) for c, entry in classes.items()},
+        "conditions": {
+            "foreground": "every label above 0, merged",
+            "threshold": f"sigmoid(mean logit) > {cfg.predict.threshold}",
+            "averaging": "one score per case, then the mean over cases; std is the population's",
+            "grid": "native voxels of the label; no resampling",
+            "empty": f"prediction and label both empty: {empty}",
+            "soft_dice": "2 sum(p t) / (sum(p) + sum(t)), p = sigmoid(mean logit), largest over channels; no smoothing",
+        },
+        "cases": rows,
+    }
+
+
+def score_volume(
+    probabilities: np.ndarray, labels: np.ndarray, volume: Volume, cfg: Config, empty: str
+) -> dict[str, Any]:
+    """Scores of one case: the merged ones and, under `classes`, those of each label value; None for "skip".
+
+    Raises:
+        ValueError: the volume has no label.
+    """
+    if volume.label is None:
+        raise ValueError(f"{volume.id} must have a label to be scored; it has none")
+    truth = np.asarray(volume.label)
+    scores: dict[str, Any] = _overlap(labels > 0, probabilities.max(0), truth > 0, empty)
+    if cfg.model.out_channels > 1:
+        channels = zip(cfg.data.labels, probabilities, strict=True)
+        scores["classes"] = {str(v): _overlap(labels == v, p, truth == v, empty) for v, p in channels}
+    else:
+        scores["classes"] = {str(v): {"recall": _recall(labels > 0, truth == v)} for v in cfg.data.labels}
+    return scores
+
+
+def format_table(scores: Mapping[str, Any]) -> str:
+    """The result as text: one line per case, per-class means, mean and standard deviation."""
+    width = max(len("mean"), *(len(row["id"]) for row in scores["cases"]))
+    lines = [f"{'case':<{width}}  " + "  ".join(f"{metric:>9}" for metric in METRICS)]
+    named = [(row["id"], row) for row in scores["cases"]] + [(key, scores[key]) for key in ("mean", "std")]
+    lines += [f"{name:<{width}}  " + "  ".join(f"{_show(row[m]):>9}" for m in METRICS) for name, row in named]
+    for value, entry in scores["classes"].items():
+        lines.append(f"label {value}: " + ", ".join(f"{name} {_show(number)}" for name, number in entry.items()))
+    count, members = scores["num_cases"], scores["samples"]
+    lines.append(f"{count} cases, ensemble of {members}, native geometry; {scores['conditions']['empty']}")
+    return "\n".join(lines)
+
+
+def write_json(scores: Mapping[str, Any], path: str | Path) -> None:
+    """Writes the result of `score_cases`."""
+    write_text(path, json.dumps(scores, indent=1, allow_nan=False) + "\n")
+
+
+def write_csv(scores: Mapping[str, Any], path: str | Path) -> None:
+    """Writes one row per case; per-class columns are called `label_<value>_<metric>`."""
+    rows = []
+    for case in scores["cases"]:
+        nested = {f"label_{v}_{name}": number for v, entry in case["classes"].items() for name, number in entry.items()}
+        rows.append({"id": case["id"], **{metric: case[metric] for metric in METRICS}, **nested})
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _overlap(mask: np.ndarray, probability: np.ndarray, truth: np.ndarray, empty: str) -> dict[str, float | None]:
+    return {
+        "hard_dice": _number(metrics.hard_dice(mask, truth, empty)),
+        "iou": _number(metrics.iou(mask, truth, empty)),
+        "soft_dice": _number(metrics.soft_dice(probability, truth, empty)),
+    }
+
+
+def _recall(mask: np.ndarray, truth: np.ndarray) -> float | None:
+    """Share of the label's cells that the prediction covers; None where the label is absent."""
+    return float(mask[truth].mean()) if truth.any() else None
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], names: Sequence[str], reduce) -> dict[str, float | None]:
+    """Mean or deviation of each metric over the rows that have it; None where no row has."""
+    columns = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    return {name: float(reduce(values)) if values else None for name, values in columns.items()}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,95 @@
+"""The record of a run (CSV for people, JSONL for programs) and its progress on the terminal."""
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from ncaseg import files
+
+LINE_SECONDS = 10.0  # a plain line at most this often where there is no terminal
+
+
+class RunLog:
+    """``log.jsonl`` and ``log.csv`` with one row per step.
+
+    Rows after step ``keep_through`` are dropped on opening: after a crash they describe steps that the restored
+    checkpoint has not done. A last line cut off by the crash is dropped as well.
+    """
+
+    def __init__(self, folder: Path, columns: tuple[str, ...], *, keep_through: int) -> None:
+        self._columns = columns
+        path = folder / "log.jsonl"
+        kept = [row for row in read_rows(path) if row["step"] <= keep_through] if path.exists() else []
+        files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        header = ",".join(columns) + "\n"
+        files.write_text(folder / "log.csv", header + "".join(self._csv_line(row) for row in kept))
+        self._jsonl = path.open("a", encoding="utf-8")
+        self._csv = (folder / "log.csv").open("a", encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row; it is on its way to the disk when the call returns."""
+        self._jsonl.write(json.dumps(dict(row)) + "\n")
+        self._jsonl.flush()
+        self._csv.write(self._csv_line(row))
+        self._csv.flush()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._jsonl.close()
+        self._csv.close()
+
+    def _csv_line(self, row: Mapping[str, Any]) -> str:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow([row[column] for column in self._columns])
+        return line.getvalue()
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a ``log.jsonl``, without a last line that a crash cut off."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere (a file, a pipe)."""
+
+    def __init__(self, total: int, *, start: int = 0, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._total, self._start = total, start
+        self._began = self._last_line = time.monotonic()
+        is_terminal = self._stream.isatty()
+        self._bar = tqdm(total=total, initial=start, file=self._stream, unit="step") if is_terminal else None
+
+    def update(self, step: int, text: str) -> None:
+        """Say that ``step`` steps are done; ``text`` holds the numbers to show."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if step < self._total and now - self._last_line < LINE_SECONDS:
+            return
+        self._last_line = now
+        each_s = (now - self._began) / max(1, step - self._start)
+        left_min = each_s * (self._total - step) / 60
+        line = f"step {step}/{self._total}  {text}  {each_s:.2f} s/step  {left_min:.1f} min left"
+        print(line, file=self._stream, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,21 @@
+"""Models by configuration."""
+
+from ncaseg.config import ModelConfig
+from ncaseg.models.segmenter import M3D
+
+
+def build_model(cfg: ModelConfig) -> M3D:
+    """The segmenter that a recipe describes, with fresh weights drawn from torch's default generator."""
+    return M3D(
+        in_channels=cfg.in_channels,
+        out_channels=cfg.out_channels,
+        channels=cfg.channels,
+        hidden=cfg.hidden,
+        kernel_sizes=cfg.kernel_sizes,
+        steps=cfg.steps,
+        scales=cfg.scales,
+        norm=cfg.norm,
+        padding=cfg.padding,
+        fire_rate=cfg.fire_rate,
+        pad=cfg.pad,
+    )

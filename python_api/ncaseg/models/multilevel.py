@@ -1,0 +1,50 @@
+"""The hand-over between resolution levels: pool the image, enlarge the state, cut nested patches.
+
+Images and labels are channels first ``[B, C, X, Y, Z]``, states channels last ``[B, X, Y, Z, C]``. Factors, sizes and
+offsets are triples, one entry per axis.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Triple = tuple[int, int, int]
+
+
+def pool_image(image: Tensor, factors: Triple) -> Tensor:
+    """Max pooling over blocks of ``factors`` cells; factors of 2 repeated give the same."""
+    return image if factors == (1, 1, 1) else F.max_pool3d(image, factors)
+
+
+def enlarge_state(state: Tensor, factors: Triple) -> Tensor:
+    """Nearest upsampling of a state: cell x of the result is cell ``x // factor``."""
+    for axis, factor in enumerate(factors, start=1):
+        if factor > 1:
+            state = state.repeat_interleave(factor, dim=axis)
+    return state
+
+
+def pad_to_multiple(volume: Tensor, factors: Triple, mode: str) -> Tensor:
+    """Pad ``[B, C, X, Y, Z]`` at the end of each axis to a multiple of ``factors``; mode "replicate" or "zeros"."""
+    missing = [-have % factor for have, factor in zip(volume.shape[2:], factors, strict=True)]
+    if not any(missing):
+        return volume
+    amounts = [amount for m in reversed(missing) for amount in (0, m)]
+    return F.pad(volume, amounts, mode="replicate") if mode == "replicate" else F.pad(volume, amounts)
+
+
+def draw_offsets(batch: int, size: Triple, patch: Triple, generator: torch.Generator) -> list[Triple]:
+    """For each sample and axis an integer drawn uniformly from 0 to ``size - patch``, both included."""
+    spans = [have - want + 1 for have, want in zip(size, patch, strict=True)]
+    columns = [torch.randint(span, (batch,), generator=generator).tolist() for span in spans]
+    return list(zip(*columns, strict=True))
+
+
+def crop(volume: Tensor, offsets: list[Triple], size: Triple, *, first_axis: int) -> Tensor:
+    """Cut a box of ``size`` at its own offset out of every sample; the space begins at axis ``first_axis``."""
+    boxes = []
+    for sample, offset in zip(volume, offsets, strict=True):
+        for axis, (start, length) in enumerate(zip(offset, size, strict=True), start=first_axis - 1):
+            sample = sample.narrow(axis, start, length)
+        boxes.append(sample)
+    return torch.stack(boxes)

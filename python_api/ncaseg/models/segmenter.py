@@ -1,0 +1,212 @@
+"""M3D-NCA: one cellular automaton per resolution level, from coarse to fine; image in, logits out."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ncakern import NCA
+from ncaseg.layout import to_channels_first, to_channels_last
+from ncaseg.models.multilevel import Triple, crop, draw_offsets, enlarge_state, pad_to_multiple, pool_image
+
+
+class M3D(nn.Module):
+    """Segment volumes with n levels of neural cellular automata.
+
+    Level 0 starts on the max-pooled image, all other channels 0. After each level the whole state is enlarged
+    (nearest), the image channels are replaced by the image of that resolution, and the next automaton goes on.
+    The logits are the channels behind the image channels of the last state.
+
+    Args:
+        in_channels: image channels; they stay frozen within a level.
+        out_channels: logit channels.
+        channels, hidden: C and h of every automaton.
+        kernel_sizes: one odd kernel per level, coarse to fine.
+        steps: steps per level, coarse to fine.
+        scales: per-axis factors between neighbouring levels, one triple less than levels.
+        norm, padding, fire_rate: as in :class:`ncakern.NCA`.
+        pad: how a size that the factors do not divide is filled up: "replicate" or "zeros"; the logits are cut back.
+
+    Example:
+        >>> model = M3D(kernel_sizes=(7, 3), steps=(10, 10), scales=((2, 2, 2),))
+        >>> sum(p.numel() for p in model.parameters())
+        12480
+
+    Reference:
+        Kalkhof and Mukhopadhyay, M3D-NCA: Robust 3D Segmentation with Built-in Quality Control, MICCAI 2023.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        channels: int = 16,
+        hidden: int = 64,
+        kernel_sizes: tuple[int, ...],
+        steps: tuple[int, ...],
+        scales: tuple[Triple, ...] = (),
+        norm: str = "batch",
+        padding: str = "reflect",
+        fire_rate: float = 0.5,
+        pad: str = "replicate",
+    ) -> None:
+        super().__init__()
+        if len(steps) != len(kernel_sizes) or len(scales) != len(kernel_sizes) - 1:
+            counts = f"{len(kernel_sizes)} kernel_sizes, {len(steps)} steps, {len(scales)} scales"
+            raise ValueError(f"steps must have one entry per kernel size, scales one less; got {counts}")
+        if channels < in_channels + out_channels:
+            need = in_channels + out_channels
+            raise ValueError(f"channels must be at least in_channels + out_channels = {need}; got {channels}")
+        self.in_channels, self.out_channels, self.channels = in_channels, out_channels, channels
+        self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
+        self.padding, self.pad = padding, pad
+        self.levels = nn.ModuleList(
+            NCA(
+                3,
+                channels,
+                hidden,
+                kernel_size=kernel,
+                padding=padding,
+                norm=norm,
+                fire_rate=fire_rate,
+                frozen_channels=in_channels,
+            )
+            for kernel in kernel_sizes
+        )
+
+    def factors(self, level: int) -> Triple:
+        """How many full-resolution cells one cell of ``level`` spans, per axis."""
+        x, y, z = (math.prod(scale[axis] for scale in self.scales[level:]) for axis in range(3))
+        return x, y, z
+
+    def forward(
+        self, image: Tensor, *, seed: int | Tensor | None = None, first_sample: int = 0, keep_every: int = 1
+    ) -> Tensor:
+        """Logits of whole volumes.
+
+        Args:
+            image: ``[B, C_in, X, Y, Z]`` float32.
+            seed: names the stream of fire bits; no two steps of the levels share bits. None draws from torch's default
+                generator.
+            first_sample: number of the first sample in the stream: member i of an ensemble is ``first_sample=i``.
+            keep_every: keep only every so many states for the backward pass and recompute the others.
+
+        Returns:
+            ``[B, C_out, X, Y, Z]``.
+
+        Raises:
+            ValueError: wrong rank or channels, or an axis too short for a level's kernel.
+        """
+        size = self._check_image(image)
+        full = pad_to_multiple(image, self.factors(0), self.pad)
+        self._check_levels([self._level_size(full, level) for level in range(len(self.levels))])
+        state = self._seed_state(pool_image(full, self.factors(0)))
+        for level in range(len(self.levels)):
+            if level > 0:
+                state = self._hand_over(state, full, level)
+            state = self._run(level, state, seed=seed, first_sample=first_sample, keep_every=keep_every)
+        logits = self._logits(state)
+        for axis, length in enumerate(size, start=2):
+            logits = logits.narrow(axis, 0, length)
+        return logits
+
+    def crop_forward(
+        self,
+        image: Tensor,
+        label: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        generator: torch.Generator | None = None,
+        keep_every: int = 1,
+    ) -> tuple[Tensor, Tensor]:
+        """Training pass: every level works on a patch of the size of level 0, cut at random inside the one before.
+
+        Args:
+            image: ``[B, C_in, X, Y, Z]`` float32.
+            label: ``[B, C_out, X, Y, Z]``.
+            generator: draws the offsets, per sample and axis; torch's default generator when None.
+            seed, keep_every: as in :meth:`forward`.
+
+        Returns:
+            Logits and label of the last patch, both ``[B, C_out, *patch]``; with one level those of the whole volume.
+        """
+        size = self._check_image(image)
+        expected = (image.shape[0], self.out_channels, *size)
+        if tuple(label.shape) != expected:
+            raise ValueError(f"label must have shape {expected}; got {tuple(label.shape)}")
+        if len(self.levels) == 1:
+            return self.forward(image, seed=seed, keep_every=keep_every), label
+        if generator is None:
+            generator = torch.default_generator
+        full = pad_to_multiple(image, self.factors(0), self.pad)
+        label = pad_to_multiple(label, self.factors(0), self.pad)
+        patch = self._level_size(full, 0)
+        self._check_levels([patch] * len(self.levels))
+        state = self._seed_state(pool_image(full, self.factors(0)))
+        state = self._run(0, state, seed=seed, keep_every=keep_every)
+        for level in range(1, len(self.levels)):
+            state = self._hand_over(state, full, level)
+            offsets = draw_offsets(len(state), _times(patch, self.scales[level - 1]), patch, generator)
+            state = crop(state, offsets, patch, first_axis=1)
+            # One cell of this level is `rest` cells of the full volume: the next crop is taken inside this one.
+            rest = self.factors(level)
+            fine_offsets = [_times(offset, rest) for offset in offsets]
+            full = crop(full, fine_offsets, _times(patch, rest), first_axis=2)
+            label = crop(label, fine_offsets, _times(patch, rest), first_axis=2)
+            state = self._run(level, state, seed=seed, keep_every=keep_every)
+        return self._logits(state), label
+
+    def _run(
+        self, level: int, state: Tensor, *, seed: int | Tensor | None, keep_every: int, first_sample: int = 0
+    ) -> Tensor:
+        # Steps are numbered through all levels, so that no two of them share fire bits.
+        first_step = sum(self.steps[:level])
+        return self.levels[level](
+            state,
+            self.steps[level],
+            seed=seed,
+            first_step=first_step,
+            first_sample=first_sample,
+            keep_every=keep_every,
+        )
+
+    def _seed_state(self, image: Tensor) -> Tensor:
+        """Image channels first, everything else 0."""
+        state = to_channels_last(image)
+        return torch.cat([state, state.new_zeros((*state.shape[:4], self.channels - self.in_channels))], dim=-1)
+
+    def _hand_over(self, state: Tensor, full: Tensor, level: int) -> Tensor:
+        """Enlarge the state of ``level - 1`` and give it the image of ``level``; all other channels travel on."""
+        enlarged = enlarge_state(state, self.scales[level - 1])
+        image = to_channels_last(pool_image(full, self.factors(level)))
+        return torch.cat([image, enlarged[..., self.in_channels :]], dim=-1)
+
+    def _logits(self, state: Tensor) -> Tensor:
+        return to_channels_first(state[..., self.in_channels : self.in_channels + self.out_channels])
+
+    def _level_size(self, full: Tensor, level: int) -> Triple:
+        x, y, z = (n // f for n, f in zip(full.shape[2:], self.factors(level), strict=True))
+        return x, y, z
+
+    def _check_image(self, image: Tensor) -> Triple:
+        if image.ndim != 5 or image.shape[1] != self.in_channels:
+            raise ValueError(f"image must have shape [B, {self.in_channels}, X, Y, Z]; got {tuple(image.shape)}")
+        x, y, z = image.shape[2:]
+        return x, y, z
+
+    def _check_levels(self, sizes: list[Triple]) -> None:
+        if self.padding != "reflect":
+            return
+        for level, (kernel, size) in enumerate(zip(self.kernel_sizes, sizes, strict=True)):
+            for axis, length in zip("XYZ", size, strict=True):
+                if length <= kernel // 2:
+                    raise ValueError(
+                        f"image is too small: level {level} has {length} cells on axis {axis}, and kernel {kernel} "
+                        f"with reflect padding needs at least {kernel // 2 + 1}; use a smaller kernel or fewer levels"
+                    )
+
+
+def _times(triple: Triple, factors: Triple) -> Triple:
+    x, y, z = (t * f for t, f in zip(triple, factors, strict=True))
+    return x, y, z

@@ -1,0 +1,121 @@
+"""Recipes: everything in them is checked, overridable, and survives TOML and JSON."""
+
+import json
+
+import pytest
+
+from ncaseg import config
+from ncaseg.models import build_model
+
+MINIMAL = 'name = "x"\n[train]\nsteps = 3\n'
+
+
+def write(tmp_path, text):
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["demo", "m3d-hippocampus", "m3d-hippocampus-2level", "m3d-hippocampus-fast"])
+def test_packaged_recipe_loads_and_carries_its_name(name):
+    assert name in config.recipe_names()
+    assert config.load_recipe(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("m3d-hippocampus", 8768), ("m3d-hippocampus-2level", 12480), ("m3d-hippocampus-fast", 3712)],
+)
+def test_packaged_recipe_has_the_published_parameter_count(name, parameters):
+    model = build_model(config.load_recipe(name).model)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_fast_recipe_states_the_agreed_settings():
+    cfg = config.load_recipe("m3d-hippocampus-fast")
+    assert (cfg.model.kernel_sizes, cfg.model.steps, cfg.data.size) == ((3,), (24,), ())
+    assert (cfg.train.batch_size, cfg.train.accumulate, cfg.train.grad_clip) == (1, 2, 1.0)
+    assert (cfg.train.lr, cfg.train.betas) == (1.6e-3, (0.9, 0.99))
+    assert (cfg.train.schedule, cfg.train.lr_final) == ("cosine", 0.05)
+
+
+@pytest.mark.parametrize("name", ["demo", "m3d-hippocampus-2level"])
+def test_config_survives_toml_and_json(name, tmp_path):
+    cfg = config.load_recipe(name)
+    assert config.load_recipe(write(tmp_path, config.to_toml(cfg))) == cfg
+    assert config.from_dict(json.loads(json.dumps(config.to_dict(cfg)))) == cfg
+
+
+def test_overrides_apply_in_order_and_take_toml_or_bare_words():
+    overrides = ["train.steps=5", "train.steps=7", "train.schedule=constant", "model.steps=[3]", "train.lr=1"]
+    cfg = config.load_recipe("demo", overrides)
+    assert (cfg.train.steps, cfg.train.schedule, cfg.model.steps, cfg.train.lr) == (7, "constant", (3,), 1.0)
+    assert isinstance(cfg.train.lr, float)
+
+
+def test_differences_names_each_changed_key():
+    old, new = config.load_recipe("demo"), config.load_recipe("demo", ["train.lr=0.5", "model.hidden=8"])
+    assert config.differences(old, new) == ["train.lr: 0.0032 -> 0.5", "model.hidden: 64 -> 8"]
+    assert config.differences(old, old) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "words"),
+    [
+        ("train.stepz=3", ValueError, "did you mean train.steps"),
+        ("trian.steps=3", ValueError, "did you mean train"),
+        ("train.steps=many", TypeError, "train.steps must be of type int"),
+        ("train.steps=1.5", TypeError, "train.steps must be of type int"),
+        ("train.steps=true", TypeError, "train.steps must be of type int"),
+        ("train.lr=true", TypeError, "train.lr must be of type float"),
+        ("train.lr=-1", ValueError, "train.lr must be positive"),
+        ("train.schedule=linear", ValueError, "train.schedule must be one of"),
+        ("train.batch_size=0", ValueError, "train.batch_size must be at least 1"),
+        ("train.betas=[0.9]", ValueError, "train.betas must have 2 entries"),
+        ("train.betas=0.9", TypeError, "train.betas must be a list"),
+        ("model.kernel_sizes=[4]", ValueError, "model.kernel_sizes must be odd"),
+        ("model.steps=[1, 2]", ValueError, "model.steps must have one entry per level"),
+        ("model.scales=[[2, 2, 2]]", ValueError, "model.scales must have one entry less"),
+        ("model.channels=1", ValueError, "model.channels must be at least"),
+        ("model.fire_rate=1.5", ValueError, "model.fire_rate must lie in"),
+        ("model.out_channels=3", ValueError, "model.out_channels must be 1"),
+        ("model.in_channels=2", ValueError, "model.in_channels must equal"),
+        ("data.labels=[0]", ValueError, "data.labels must be values from 1"),
+        ("data.size=[4, 4]", ValueError, "data.size must be empty"),
+        ("data.clip_percentiles=[99, 1]", ValueError, "data.clip_percentiles must be"),
+        ("predict.threshold=1", ValueError, "predict.threshold must lie"),
+        ("steps=3", ValueError, "section.key=value"),
+        ("train.steps", ValueError, "section.key=value"),
+        ("name.x=3", ValueError, "inside a section"),
+        ("train=3", ValueError, "section.key=value"),
+    ],
+)
+def test_wrong_override_is_named(override, error, words):
+    with pytest.raises(error, match=words):
+        config.load_recipe("demo", [override])
+
+
+def test_steps_or_epochs_is_required(tmp_path):
+    with pytest.raises(ValueError, match="train.steps or train.epochs"):
+        config.load_recipe(write(tmp_path, 'name = "x"\n[train]\nlr = 0.1\n'))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        (MINIMAL + "[modle]\nhidden = 3\n", ValueError, "unknown key modle; did you mean model"),
+        ('name = "x"\n', ValueError, "key train is missing"),
+        ('name = "x"\ntrain = 3\n', TypeError, "train must be a section"),
+        ("name = ", ValueError, "not valid TOML"),
+    ],
+)
+def test_wrong_file_is_named(tmp_path, text, error, words):
+    with pytest.raises(error, match=words):
+        config.load_recipe(write(tmp_path, text))
+
+
+def test_unknown_recipe_lists_the_known_ones(tmp_path):
+    with pytest.raises(FileNotFoundError, match="m3d-hippocampus-fast"):
+        config.load_recipe("hippo")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        config.load_recipe(tmp_path / "none.toml")

@@ -1,0 +1,178 @@
+"""Case to arrays: the normalisation by hand, the geometry, and every broken file by name."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ncaseg.config import DataConfig, load_recipe
+from ncaseg.data.dataset import CaseStore, encode_label, load_case, pad_end
+from ncaseg.data.index import Case, find_cases
+
+AFFINE = np.array([[-1.0, 0.2, 0.0, 5.0], [0.1, 0.9, 0.0, -7.0], [0.0, 0.0, 1.2, 3.0], [0.0, 0.0, 0.0, 1.0]])
+WIDE = DataConfig(labels=(1, 2), clip_percentiles=(0.0, 100.0))
+SIZE = (5, 6, 7)
+
+
+def write_case(folder, image, label=None, *, affine=AFFINE, label_affine=AFFINE):
+    nib.save(nib.Nifti1Image(image, affine), folder / "image.nii.gz")
+    if label is not None:
+        nib.save(nib.Nifti1Image(label, label_affine), folder / "label.nii.gz")
+    return Case("c", folder / "image.nii.gz", None if label is None else folder / "label.nii.gz")
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).normal(1000, 300, SIZE).astype(np.float32)
+
+
+@pytest.fixture
+def label():
+    return np.random.default_rng(1).integers(0, 3, SIZE).astype(np.uint8)
+
+
+def test_volume_carries_values_and_geometry(tmp_path, image, label):
+    volume = load_case(write_case(tmp_path, image, label), WIDE)
+    expected = (image - image.min()) / (image.max() - image.min())
+    assert volume.image.dtype == np.float32 and volume.image.shape == (1, *SIZE)
+    np.testing.assert_allclose(volume.image[0], expected, rtol=0, atol=1e-6)
+    assert volume.label.dtype == np.int64
+    np.testing.assert_array_equal(volume.label, label)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-6)
+    np.testing.assert_allclose(volume.spacing_mm, np.sqrt((AFFINE[:3, :3] ** 2).sum(0)), rtol=1e-6)
+    assert volume.native_size == SIZE and volume.id == "c"
+
+
+def test_percentiles_are_clipped(tmp_path, image):
+    low, high = np.percentile(image, (10.0, 90.0))
+    volume = load_case(write_case(tmp_path, image), DataConfig(clip_percentiles=(10.0, 90.0)))
+    np.testing.assert_allclose(volume.image[0], (np.clip(image, low, high) - low) / (high - low), atol=1e-6)
+    assert volume.image.min() == 0.0 and volume.image.max() == 1.0
+
+
+def test_padding_is_zero_and_at_the_end_and_the_label_stays_native(tmp_path, image, label):
+    case = write_case(tmp_path, image, label)
+    padded = load_case(case, DataConfig(labels=(1, 2), clip_percentiles=(0.0, 100.0), size=(6, 6, 9)))
+    assert padded.image.shape == (1, 6, 6, 9) and padded.label.shape == SIZE and padded.native_size == SIZE
+    np.testing.assert_array_equal(padded.image[0, :5, :6, :7], load_case(case, WIDE).image[0])
+    assert not padded.image[0, 5:].any() and not padded.image[0, :, :, 7:].any()
+
+
+def test_second_clip_sees_the_padding(tmp_path, image):
+    settings = {"clip_percentiles": (0.5, 90.0), "size": (10, 10, 10)}
+    once = load_case(write_case(tmp_path, image), DataConfig(**settings)).image
+    twice = load_case(write_case(tmp_path, image), DataConfig(**settings, clip_again=True)).image
+    low, high = np.percentile(once, (0.5, 90.0))
+    assert high < 1.0
+    np.testing.assert_allclose(twice, (np.clip(once, low, high) - low) / (high - low), atol=1e-6)
+
+
+def test_modalities_lie_on_the_fourth_axis(tmp_path, image):
+    both = np.stack([image, image[::-1]], axis=-1)
+    volume = load_case(write_case(tmp_path, both), DataConfig(modalities=(1, 0), clip_percentiles=(0.0, 100.0)))
+    assert volume.image.shape == (2, *SIZE)
+    np.testing.assert_array_equal(volume.image[0], volume.image[1][::-1])
+    with pytest.raises(ValueError, match=r"image.nii.gz has 1 modalities; data.modalities asks for \(1,\)"):
+        load_case(write_case(tmp_path, image), DataConfig(modalities=(1,)))
+
+
+def test_whole_float_labels_are_accepted(tmp_path, image, label):
+    volume = load_case(write_case(tmp_path, image, label.astype(np.float32)), WIDE)
+    np.testing.assert_array_equal(volume.label, label)
+
+
+def test_not_finite_image_is_named_with_its_count(tmp_path, image):
+    image[0, 0, :2] = np.nan, np.inf
+    with pytest.raises(ValueError, match=r"image.nii.gz must be finite; 2 of 210 voxels"):
+        load_case(write_case(tmp_path, image), WIDE)
+
+
+def test_constant_image_is_named(tmp_path):
+    with pytest.raises(ValueError, match="image.nii.gz is constant"):
+        load_case(write_case(tmp_path, np.full(SIZE, 3.0, np.float32)), WIDE)
+
+
+def test_image_larger_than_the_grid_is_named(tmp_path, image):
+    with pytest.raises(ValueError, match=r"size \(5, 6, 7\) is larger than data.size \(9, 5, 9\)"):
+        load_case(write_case(tmp_path, image), DataConfig(size=(9, 5, 9)))
+
+
+def test_flat_image_is_named(tmp_path):
+    with pytest.raises(ValueError, match="must have 3 axes"):
+        load_case(write_case(tmp_path, np.ones((4, 5), np.float32)), WIDE)
+
+
+def test_label_of_another_size_prints_both_sizes(tmp_path, image, label):
+    with pytest.raises(ValueError, match=r"c: image size \(5, 6, 7\), label size \(5, 6, 6\)"):
+        load_case(write_case(tmp_path, image, label[..., 1:]), WIDE)
+
+
+def test_label_of_another_affine_prints_both_affines(tmp_path, image, label):
+    moved = AFFINE.copy()
+    moved[1, 3] = -8.5
+    with pytest.raises(ValueError, match=r"image affine .*-7\.0.* label affine .*-8\.5"):
+        load_case(write_case(tmp_path, image, label, label_affine=moved), WIDE)
+
+
+def test_unexpected_label_values_print_found_and_expected(tmp_path, image, label):
+    label[0, 0, 0] = 3
+    with pytest.raises(ValueError, match=r"values \[0, 1, 2, 3\], expected \[0, 1, 2\]"):
+        load_case(write_case(tmp_path, image, label), WIDE)
+    fractions = label.clip(0, 2).astype(np.float32)
+    fractions[0, 0, 0] = 0.5
+    with pytest.raises(ValueError, match=r"0\.5"):
+        load_case(write_case(tmp_path, image, fractions), WIDE)
+
+
+def test_encode_label_merges_or_separates():
+    label = np.array([[0, 1], [2, 1]])
+    np.testing.assert_array_equal(encode_label(label, (1, 2), 1), [[[0, 1], [1, 1]]])
+    np.testing.assert_array_equal(encode_label(label, (2, 1), 2), [[[0, 0], [1, 0]], [[0, 1], [0, 1]]])
+    assert encode_label(label, (1, 2), 1).dtype == np.float32
+
+
+def test_pad_end_leaves_leading_axes():
+    padded = pad_end(np.ones((2, 3, 4)), (5, 4))
+    assert padded.shape == (2, 5, 4) and padded.sum() == 24 and padded[:, :3].all()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_store_keeps_volumes_when_told(tmp_path, image, cache):
+    store = CaseStore([write_case(tmp_path, image)], DataConfig(cache=cache))
+    first = store["c"]
+    assert (store["c"] is first) == cache
+    np.testing.assert_array_equal(store["c"].image, first.image)
+
+
+def test_case_without_label_is_named(tmp_path, image):
+    with pytest.raises(ValueError, match="case c must have a label"):
+        load_case(write_case(tmp_path, image), WIDE).require_label()
+
+
+def test_unreadable_files_are_named(tmp_path, image, label):
+    case = write_case(tmp_path, image, label)
+    whole = case.label.read_bytes()
+    for content in (whole[: len(whole) // 2], b"not an image", whole[:200] + bytes(100) + whole[300:]):
+        case.label.write_bytes(content)
+        with pytest.raises(ValueError, match="label.nii.gz must be a readable NIfTI file"):
+            load_case(case, WIDE)
+    case.label.unlink()
+    with pytest.raises(FileNotFoundError, match="label.nii.gz"):
+        load_case(case, WIDE)
+
+
+@pytest.mark.data
+@pytest.mark.skipif("NCASEG_DATA" not in os.environ, reason="set NCASEG_DATA to the folder that holds Task04_Hippocampus")
+def test_hippocampus_volumes_load_with_their_labels():
+    cases = find_cases(Path(os.environ["NCASEG_DATA"]) / "Task04_Hippocampus")
+    assert len(cases) >= 100
+    for case in cases[:: len(cases) // 20]:
+        native = load_case(case, load_recipe("m3d-hippocampus-fast").data)
+        padded = load_case(case, load_recipe("m3d-hippocampus").data)
+        assert native.image.shape[1:] == native.native_size == native.label.shape
+        assert native.image.min() == 0.0 and native.image.max() == 1.0
+        assert padded.image.shape == (1, 64, 64, 52) and padded.native_size == native.native_size
+        assert set(np.unique(native.label)) == {0, 1, 2}
+        assert native.spacing_mm == (1.0, 1.0, 1.0)

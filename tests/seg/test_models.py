@@ -1,0 +1,232 @@
+"""M3D: published parameter counts, the hand-over between levels cell by cell, and the nesting of the patches."""
+
+import itertools
+
+import pytest
+import torch
+
+from ncakern import NCA
+from ncaseg.config import ModelConfig
+from ncaseg.models import build_model
+from ncaseg.models.multilevel import crop, draw_offsets, enlarge_state, pad_to_multiple, pool_image
+from ncaseg.models.segmenter import M3D
+
+TWO = ((2, 2, 2),)
+
+
+def randomised(model, seed=0):
+    """An untrained automaton does nothing; give its last layer weights."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for level in model.levels:
+            level.out_weight.copy_(0.2 * torch.randn(level.out_weight.shape, generator=generator))
+    return model
+
+
+def volume(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("kernels", "count"),
+    [((3,), 3712), ((5,), 5280), ((7,), 8768), ((7, 3), 12480), ((7, 3, 3), 16192), ((5, 3, 3, 3), 16416)],
+)
+def test_parameter_count_is_the_published_one(kernels, count):
+    levels = len(kernels)
+    model = build_model(ModelConfig(kernel_sizes=kernels, steps=(1,) * levels, scales=TWO * (levels - 1)))
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_untrained_model_gives_zero_logits():
+    logits = M3D(kernel_sizes=(3, 3), steps=(2, 2), scales=TWO)(volume(2, 1, 8, 8, 8), seed=0)
+    assert logits.shape == (2, 1, 8, 8, 8) and torch.count_nonzero(logits) == 0
+
+
+def test_one_level_is_one_rollout():
+    model = randomised(M3D(kernel_sizes=(3,), steps=(4,), channels=6, hidden=8, out_channels=2))
+    image = volume(2, 1, 5, 6, 7)
+    state = torch.cat([image.movedim(1, -1), torch.zeros(2, 5, 6, 7, 5)], dim=-1)
+    expected = model.levels[0](state, 4, seed=9)[..., 1:3].movedim(-1, 1)
+    assert torch.equal(model(image, seed=9), expected)
+    logits, label = model.crop_forward(image, torch.ones(2, 2, 5, 6, 7), seed=9)
+    assert torch.equal(logits, expected) and label.shape == expected.shape
+
+
+def test_two_levels_are_two_rollouts_and_a_hand_over():
+    model = randomised(M3D(kernel_sizes=(5, 3), steps=(3, 2), scales=((2, 2, 3),), channels=6, hidden=8, in_channels=2))
+    image = volume(1, 2, 8, 6, 9)
+    coarse = torch.nn.functional.max_pool3d(image, (2, 2, 3)).movedim(1, -1)
+    state = model.levels[0](torch.cat([coarse, torch.zeros(1, 4, 3, 3, 4)], dim=-1), 3, seed=4)
+    fine = torch.empty(1, 8, 6, 9, 6)
+    fine[..., :2] = image.movedim(1, -1)
+    for x, y, z in itertools.product(range(8), range(6), range(9)):
+        fine[:, x, y, z, 2:] = state[:, x // 2, y // 2, z // 3, 2:]
+    expected = model.levels[1](fine, 2, seed=4, first_step=3)[..., 2:3].movedim(-1, 1)
+    torch.testing.assert_close(model(image, seed=4), expected, rtol=0, atol=0)
+
+
+def test_levels_never_share_fire_bits():
+    # With factor 1 and equal weights the levels are one automaton whose steps are counted through.
+    two = randomised(M3D(kernel_sizes=(3, 3), steps=(2, 3), scales=((1, 1, 1),), channels=6, hidden=8))
+    two.levels[1].load_state_dict(two.levels[0].state_dict())
+    one = M3D(kernel_sizes=(3,), steps=(5,), channels=6, hidden=8)
+    one.levels[0].load_state_dict(two.levels[0].state_dict())
+    image = volume(1, 1, 5, 4, 6)
+    assert torch.equal(two(image, seed=3), one(image, seed=3))
+    assert not torch.equal(two(image, seed=3), one(image, seed=4))
+
+
+def test_members_of_an_ensemble_are_named_by_first_sample():
+    model = randomised(M3D(kernel_sizes=(3, 3), steps=(2, 2), scales=TWO, channels=6, hidden=8, norm="instance"))
+    image = volume(1, 1, 6, 6, 6)
+    together = model(image.expand(3, -1, -1, -1, -1), seed=1)
+    alone = torch.cat([model(image, seed=1, first_sample=i) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(alone[0], alone[1])
+
+
+@pytest.mark.parametrize("mode", ["replicate", "zeros"])
+def test_sizes_that_do_not_divide_are_padded_and_cut_back(mode):
+    model = randomised(M3D(kernel_sizes=(3, 3), steps=(2, 2), scales=((2, 3, 1),), channels=6, hidden=8, pad=mode))
+    image = volume(1, 1, 7, 7, 5)
+    filled = torch.zeros(1, 1, 8, 9, 5)
+    filled[:, :, :7, :7] = image
+    if mode == "replicate":
+        filled[:, :, 7:] = filled[:, :, 6:7]
+        filled[:, :, :, 7:] = filled[:, :, :, 6:7]
+    assert torch.equal(model(image, seed=2), model(filled, seed=2)[:, :, :7, :7])
+
+
+class Traced(M3D):
+    """Starts with the coarse coordinates in channels 3 to 5 of the state, and records what every level gets."""
+
+    def _seed_state(self, image):
+        state = super()._seed_state(image)
+        grid = torch.meshgrid(*(torch.arange(float(n)) for n in state.shape[1:4]), indexing="ij")
+        state[..., 4:7] = torch.stack(grid, dim=-1)
+        self.seen = []
+        return state
+
+    def _run(self, level, state, **keywords):
+        self.seen.append(state)
+        return super()._run(level, state, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("scales", "patch"),
+    [
+        (((2, 2, 2),), (3, 4, 5)),
+        (((4, 4, 4),), (3, 2, 3)),
+        (((2, 2, 1), (3, 2, 2)), (3, 4, 2)),
+        (((2, 2, 2), (2, 2, 2), (2, 2, 2)), (3, 3, 2)),
+    ],
+    ids=["n2-d2", "n2-d4", "n3-mixed", "n4-d2"],
+)
+def test_patches_are_nested_crops_of_image_state_and_label(scales, patch):
+    levels = len(scales) + 1
+    # Image: the full-resolution coordinates and noise. Untrained levels change nothing, whatever their steps.
+    model = Traced(
+        in_channels=4,
+        out_channels=3,
+        channels=8,
+        hidden=4,
+        kernel_sizes=(3,) * levels,
+        steps=(1,) * levels,
+        scales=scales,
+    )
+    size = tuple(p * f for p, f in zip(patch, model.factors(0), strict=True))
+    coordinates = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))
+    image = torch.cat([coordinates.expand(2, -1, -1, -1, -1), volume(2, 1, *size)], dim=1)
+    label = image[:, :3].clone()
+    logits, target = model.crop_forward(image, label, seed=0, generator=torch.Generator().manual_seed(1))
+
+    corners = []
+    for level, state in enumerate(model.seen):
+        assert state.shape[1:4] == patch
+        factors = torch.tensor(model.factors(level), dtype=torch.float32)
+        coarse = torch.tensor(model.factors(0)) // torch.tensor(model.factors(level))
+        pooled = pool_image(image, model.factors(level)).movedim(1, -1)
+        cells = (state[..., :3] + 1) / factors - 1  # max pooling keeps the last coordinate of a block
+        corners.append(cells[:, 0, 0, 0].long())
+        for sample, corner in enumerate(corners[-1].tolist()):
+            box = tuple(slice(c, c + p) for c, p in zip(corner, patch, strict=True))
+            assert torch.equal(state[sample, ..., :4], pooled[sample][box])
+            assert torch.equal(state[sample, ..., 4:7].long(), cells[sample].long() // coarse)
+    for sample, corner in enumerate(corners[-1].tolist()):
+        box = (sample, slice(None), *(slice(c, c + p) for c, p in zip(corner, patch, strict=True)))
+        assert torch.equal(target[sample], label[box])
+        assert torch.equal(logits[sample].long(), label[box].long() // torch.tensor(model.factors(0)).view(3, 1, 1, 1))
+    for outer, inner, scale in zip(corners, corners[1:], scales, strict=False):
+        offset = inner - outer * torch.tensor(scale)
+        assert (offset >= 0).all() and (offset <= torch.tensor(patch) * (torch.tensor(scale) - 1)).all()
+    assert not torch.equal(corners[-1][0], corners[-1][1])  # two samples, two crops
+
+
+def test_crops_are_reproducible_by_generator():
+    model = randomised(M3D(kernel_sizes=(3, 3), steps=(1, 1), scales=TWO, channels=6, hidden=4))
+    image = volume(2, 1, 8, 8, 8)
+
+    def run(seed):
+        return model.crop_forward(image, image, seed=0, generator=torch.Generator().manual_seed(seed))
+
+    assert all(torch.equal(a, b) for a, b in zip(run(5), run(5), strict=True))
+    assert not torch.equal(run(5)[1], run(6)[1])
+
+
+def test_gradients_reach_every_level():
+    model = randomised(M3D(kernel_sizes=(3, 3), steps=(2, 2), scales=TWO, channels=6, hidden=8))
+    image = volume(2, 1, 8, 8, 8)
+    logits, target = model.crop_forward(image, image, seed=0, generator=torch.Generator().manual_seed(0))
+    (logits - target).square().mean().backward()
+    for level in model.levels:
+        for parameter in (level.perceive_weight, level.hidden_weight, level.out_weight):
+            assert torch.count_nonzero(parameter.grad) > 0
+
+
+def test_offsets_reach_both_ends_and_stay_inside():
+    draws = draw_offsets(4000, (5, 3, 4), (3, 3, 1), torch.Generator().manual_seed(0))
+    columns = list(zip(*draws, strict=True))
+    assert [sorted(set(column)) for column in columns] == [[0, 1, 2], [0], [0, 1, 2, 3]]
+    assert all(abs(columns[0].count(value) / 4000 - 1 / 3) < 0.05 for value in range(3))
+
+
+def test_helpers_by_hand():
+    x = torch.arange(24.0).reshape(1, 1, 2, 3, 4)
+    assert pool_image(x, (2, 3, 2)).flatten().tolist() == [21.0, 23.0]
+    noise = volume(1, 1, 8, 8, 8)
+    assert torch.equal(pool_image(pool_image(noise, (2, 2, 2)), (2, 2, 2)), pool_image(noise, (4, 4, 4)))
+    state = torch.arange(2.0).reshape(1, 1, 1, 2, 1)
+    assert enlarge_state(state, (1, 2, 3))[0, 0, :, :, 0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
+    assert pad_to_multiple(x, (1, 3, 2), "zeros") is x
+    assert pad_to_multiple(x, (1, 2, 1), "zeros").shape == (1, 1, 2, 4, 4)
+    cut = crop(torch.cat([x, x]), [(0, 0, 0), (1, 1, 2)], (1, 2, 2), first_axis=2)
+    assert cut.flatten().tolist() == [0, 1, 4, 5, 18, 19, 22, 23]
+
+
+def test_model_is_made_of_public_automata():
+    assert all(isinstance(level, NCA) for level in M3D(kernel_sizes=(3,), steps=(1,)).levels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((1, 9, 9, 9), r"image must have shape \[B, 1, X, Y, Z\]; got \(1, 9, 9, 9\)"),
+        ((1, 2, 9, 9, 9), r"image must have shape \[B, 1, X, Y, Z\]"),
+        ((1, 1, 9, 9, 6), "level 0 has 3 cells on axis Z, and kernel 7 .* at least 4"),
+    ],
+)
+def test_image_that_does_not_fit_is_named(shape, words):
+    model = M3D(kernel_sizes=(7, 3), steps=(1, 1), scales=TWO)
+    with pytest.raises(ValueError, match=words):
+        model(torch.zeros(shape), seed=0)
+    with pytest.raises(ValueError, match=words):
+        model.crop_forward(torch.zeros(shape), torch.zeros(shape), seed=0)
+
+
+def test_label_and_arguments_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"label must have shape \(1, 1, 8, 8, 8\)"):
+        M3D(kernel_sizes=(3,), steps=(1,)).crop_forward(torch.zeros(1, 1, 8, 8, 8), torch.zeros(1, 1, 8, 8, 9), seed=0)
+    with pytest.raises(ValueError, match="one entry per kernel size"):
+        M3D(kernel_sizes=(3, 3), steps=(1, 1))
+    with pytest.raises(ValueError, match="channels must be at least"):
+        M3D(kernel_sizes=(3,), steps=(1,), channels=1)

@@ -1,0 +1,140 @@
+"""Pictures: outlines at the right pixels, proportions of anisotropic volumes, charts that hold the given points."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncaseg import report
+from ncaseg.report import LABEL_COLOUR, PANEL_PX, PREDICTION_COLOUR, SERIES_COLOURS
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
+
+
+def has(picture, colour):
+    return (picture == colour).all(-1)
+
+
+@pytest.fixture
+def scan():
+    image = np.random.default_rng(0).normal(size=(10, 12, 8))
+    mask = np.zeros(image.shape, np.uint8)
+    mask[2:6, 3:9, 2:5] = 1
+    return image, mask
+
+
+def test_overlay_outlines_prediction_and_label(tmp_path, scan):
+    image, mask = scan
+    report.draw_overlay(tmp_path / "o.png", image, mask, np.roll(mask, 2, axis=0))
+    picture = pixels(tmp_path / "o.png")
+    assert has(picture, PREDICTION_COLOUR).sum() > 500
+    assert has(picture, LABEL_COLOUR).sum() > 500
+    report.draw_overlay(tmp_path / "o.png", image, mask)
+    assert not has(pixels(tmp_path / "o.png"), LABEL_COLOUR).any()
+
+
+def test_outline_lies_on_the_border_of_the_mask(tmp_path):
+    mask = np.zeros((6, 6), np.uint8)
+    mask[1:3, 2:5] = 1  # rows 1 to 2, columns 2 to 4
+    report.draw_overlay(tmp_path / "o.png", np.arange(36.0).reshape(6, 6), mask)
+    panel = has(pixels(tmp_path / "o.png"), PREDICTION_COLOUR)[8 + report.CAPTION_PX :, 8:][:PANEL_PX, :PANEL_PX]
+    cell = PANEL_PX // 6
+    rows, columns = np.nonzero(panel)
+    assert (rows.min(), rows.max()) == (cell, 3 * cell - 1)
+    assert (columns.min(), columns.max()) == (2 * cell, 5 * cell - 1)
+    assert not panel[cell + 5 : 3 * cell - 5, 2 * cell + 5 : 5 * cell - 5].any()  # only the border is coloured
+
+
+def test_later_axes_point_up(tmp_path):
+    """A volume that is bright at high y has a bright top in its axial plane."""
+    image = np.zeros((6, 6, 6))
+    image[:, 3:] = 1.0
+    report.draw_triptych(tmp_path / "t.png", image, np.zeros(image.shape, np.uint8), np.zeros(image.shape))
+    panel = pixels(tmp_path / "t.png")[8 + report.CAPTION_PX :, 8:, 0]
+    assert panel[PANEL_PX // 4, PANEL_PX // 2] == 255
+    assert panel[3 * PANEL_PX // 4, PANEL_PX // 2] == 0
+
+
+def test_anisotropic_cells_keep_their_proportions(tmp_path):
+    image = np.random.default_rng(0).normal(size=(20, 10))
+    report.draw_overlay(tmp_path / "a.png", image, np.zeros(image.shape, np.uint8))
+    report.draw_overlay(tmp_path / "b.png", image, np.zeros(image.shape, np.uint8), spacing_mm=(1.0, 2.0))
+    narrow, square = pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png")
+    assert narrow.shape[0] == square.shape[0]
+    assert square.shape[1] - narrow.shape[1] == PANEL_PX // 2
+
+
+def test_triptych_shows_image_prediction_variance_in_this_order(tmp_path, scan):
+    image, mask = scan
+    variance = np.where(mask > 0, 0.1, 0.0)
+    variance[0, 0, :] = 0.2
+    report.draw_triptych(tmp_path / "t.png", image, mask, variance)
+    picture = pixels(tmp_path / "t.png")[8 + report.CAPTION_PX :, :, 0]
+    width = (picture.shape[1] - 4 * 8) // 3
+    first, second, third = (picture[:PANEL_PX, 8 + i * (width + 8) :][:, :width] for i in range(3))
+    assert len(np.unique(first)) > 20
+    assert set(np.unique(second)) == {0, 255}
+    assert set(np.unique(third)) == {0, 127, 255}
+
+
+def test_empty_prediction_can_be_drawn(tmp_path, scan):
+    image, mask = scan
+    empty = np.zeros_like(mask)
+    report.draw_overlay(tmp_path / "o.png", image, empty, mask)
+    report.draw_triptych(tmp_path / "t.png", image, empty, np.zeros(image.shape))
+    assert has(pixels(tmp_path / "o.png"), LABEL_COLOUR).any()
+
+
+def test_pictures_refuse_other_shapes(tmp_path, scan):
+    image, mask = scan
+    with pytest.raises(ValueError, match=r"prediction must have the image's shape \(10, 12, 8\)"):
+        report.draw_overlay(tmp_path / "o.png", image, mask[1:])
+    with pytest.raises(ValueError, match="image must be 2D or 3D"):
+        report.draw_overlay(tmp_path / "o.png", image[None], mask[None])
+    with pytest.raises(ValueError, match="spacing_mm must have 3 values; got 2"):
+        report.draw_overlay(tmp_path / "o.png", image, mask, spacing_mm=(1.0, 1.0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_curve_runs_through_its_points(tmp_path):
+    report.draw_curve(tmp_path / "c.png", {"down": ([0, 10], [1.0, 0.0])}, title="t", x_label="x")
+    line = has(pixels(tmp_path / "c.png"), SERIES_COLOURS[0])[40:]  # below the legend
+    columns = np.nonzero(line.any(0))[0]
+    top, bottom = (np.nonzero(line[:, columns[i]])[0].mean() for i in (0, -1))
+    assert bottom - top > 250
+    middle = np.nonzero(line[:, columns[len(columns) // 2]])[0].mean()
+    assert middle == pytest.approx((top + bottom) / 2, abs=4)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [1e-7, 3e5], [-2.0, -1.0]])
+def test_curve_of_any_range_can_be_drawn(tmp_path, values):
+    report.draw_curve(tmp_path / "c.png", {"v": (range(len(values)), values)}, title="t", x_label="x")
+    assert has(pixels(tmp_path / "c.png"), SERIES_COLOURS[0]).any()
+
+
+def test_curve_without_a_finite_point_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least one finite point"):
+        report.draw_curve(tmp_path / "c.png", {"v": ([1.0], [float("nan")])}, title="t", x_label="x")
+
+
+def test_ticks_are_round_and_enclose_the_values():
+    assert report._ticks([0.0, 1.0]) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    ticks = report._ticks([13.0, 987.0])
+    assert ticks[0] <= 13 and ticks[-1] >= 987
+
+
+def test_loss_curve_reads_the_log_of_a_run(tmp_path):
+    rows = [f"{i},{1 / i},{0.5 if i % 30 == 0 else ''}" for i in range(1, 61)]
+    (tmp_path / "log.csv").write_text("step,loss,val_dice\n" + "\n".join(rows) + "\n")
+    report.draw_loss_curve(tmp_path / "log.csv", tmp_path / "loss.png")
+    picture = pixels(tmp_path / "loss.png")
+    assert all(has(picture, colour).any() for colour in SERIES_COLOURS[:3])  # loss, its mean, validation Dice
+
+
+def test_empty_log_is_refused(tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss\n")
+    with pytest.raises(ValueError, match="must have the columns step and loss"):
+        report.draw_loss_curve(tmp_path / "log.csv", tmp_path / "loss.png")

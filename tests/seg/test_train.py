@@ -1,0 +1,309 @@
+"""The loop: what it draws, that it learns, and that a killed run continues bit for bit."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ncaseg import config, train
+from ncaseg.checkpoint import load_model, load_state
+from ncaseg.data.dataset import CaseStore
+from ncaseg.data.index import find_cases
+from ncaseg.data.phantom import write_phantoms
+from ncaseg.data.split import load_split
+from ncaseg.logs import read_rows
+from ncaseg.losses import dice_bce
+
+TINY = [
+    "model.channels=4",
+    "model.hidden=8",
+    "model.steps=[4]",
+    "train.steps=10",
+    "train.checkpoint_every=5",
+    "train.validate_every=0",
+    "data.validation_fraction=0.25",
+]
+
+
+def tiny(*overrides):
+    return config.load_recipe("demo", [*TINY, *overrides])
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"), 4, seed=0, size=(12, 12, 12))
+
+
+def same_state(a, b):
+    """Whether two nested structures are equal bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same_state(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def rows_without_time(run):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(run / "log.jsonl")]
+
+
+def test_run_folder_holds_everything(data, tmp_path):
+    cfg = tiny("train.steps=3", "train.validate_every=2")
+    assert train.train(cfg, data, tmp_path / "run") == tmp_path / "run" / "model.safetensors"
+    names = ["log.csv", "log.jsonl", "model.safetensors", "recipe.toml", "split.json", "state.pt"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == names
+    assert config.load_recipe(tmp_path / "run" / "recipe.toml") == cfg
+    rows = read_rows(tmp_path / "run" / "log.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["epoch"] for row in rows] == [0, 0, 1]  # three training cases, two per step
+    assert [row["val_dice"] is None for row in rows] == [True, False, False]
+    assert tuple(rows[0]) == train.COLUMNS
+    model, loaded, metadata = load_model(tmp_path / "run" / "model.safetensors")
+    assert loaded == cfg and metadata["step"] == "3"
+    assert metadata["split_sha256"] == load_split(tmp_path / "run" / "split.json").sha256
+    assert same_state(dict(model.state_dict()), dict(load_state(tmp_path / "run" / "state.pt")["model"]))
+
+
+KILLED = """
+import os, signal, sys
+from ncaseg import config, train
+real = train.draw_batches
+def kill_at_step_7(ids, cfg, step):
+    if step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(ids, cfg, step)
+train.draw_batches = kill_at_step_7
+train.train(config.load_recipe(sys.argv[1]), sys.argv[2], sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_killed_run_continues_bit_for_bit(data, tmp_path, levels):
+    two = ["model.kernel_sizes=[3, 3]", "model.steps=[2, 2]", "model.scales=[[2, 2, 2]]", "train.duplication=2"]
+    cfg = tiny("train.seed=3", *(two if levels == 2 else []))
+    train.train(cfg, data, tmp_path / "whole")
+
+    (tmp_path / "r.toml").write_text(config.to_toml(cfg))
+    arguments = [str(tmp_path / "r.toml"), str(data), str(tmp_path / "killed")]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", KILLED, *arguments]
+    child = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    assert load_state(tmp_path / "killed" / "state.pt")["step"] == 5
+    assert len(read_rows(tmp_path / "killed" / "log.jsonl")) == 7
+
+    train.train(cfg, data, tmp_path / "killed")
+    states = [load_state(tmp_path / name / "state.pt") for name in ("whole", "killed")]
+    assert states[0]["step"] == 10 and same_state(*states)
+    assert rows_without_time(tmp_path / "whole") == rows_without_time(tmp_path / "killed")
+    weights = [dict(load_model(tmp_path / name / "model.safetensors")[0].state_dict()) for name in ("whole", "killed")]
+    assert same_state(*weights)
+
+
+def test_run_killed_before_its_first_checkpoint_starts_again(data, tmp_path):
+    cfg = tiny("train.steps=2")
+    train.train(cfg, data, tmp_path / "whole")
+    train.train(cfg, data, tmp_path / "cut")
+    for name in ("state.pt", "model.safetensors"):
+        (tmp_path / "cut" / name).unlink()
+    train.train(cfg, data, tmp_path / "cut")
+    assert rows_without_time(tmp_path / "whole") == rows_without_time(tmp_path / "cut")
+
+
+def test_finished_run_is_left_alone(data, tmp_path):
+    cfg = tiny("train.steps=2")
+    model = train.train(cfg, data, tmp_path / "run")
+    before = model.read_bytes(), (tmp_path / "run" / "log.jsonl").read_text()
+    assert train.train(cfg, data, tmp_path / "run") == model
+    assert (model.read_bytes(), (tmp_path / "run" / "log.jsonl").read_text()) == before
+
+
+def test_global_generator_neither_matters_nor_moves(data, tmp_path):
+    cfg = tiny("train.steps=2")
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    train.train(cfg, data, tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    train.train(cfg, data, tmp_path / "b")
+    assert rows_without_time(tmp_path / "a") == rows_without_time(tmp_path / "b")
+
+
+def test_another_seed_is_another_run(data, tmp_path):
+    train.train(tiny("train.steps=2"), data, tmp_path / "a")
+    train.train(tiny("train.steps=2", "train.seed=1"), data, tmp_path / "b")
+    assert rows_without_time(tmp_path / "a") != rows_without_time(tmp_path / "b")
+
+
+def test_another_recipe_is_refused_with_the_difference(data, tmp_path):
+    train.train(tiny("train.steps=1"), data, tmp_path)
+    with pytest.raises(ValueError, match=r"another recipe.*train\.lr: 0\.0032 -> 0\.1"):
+        train.train(tiny("train.steps=1", "train.lr=0.1"), data, tmp_path)
+    with pytest.raises(FileExistsError, match="holds a run"):
+        train.train(tiny("train.steps=1"), data, tmp_path, resume=False)
+
+
+def test_state_of_another_split_is_refused(data, tmp_path):
+    train.train(tiny("train.steps=1"), data, tmp_path)
+    state = load_state(tmp_path / "state.pt")
+    torch.save(state | {"split_sha256": "0"}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="belongs to another split"):
+        train.train(tiny("train.steps=1"), data, tmp_path)
+
+
+def test_training_lowers_the_loss_and_finds_the_body(data, tmp_path):
+    cfg = tiny("train.steps=60", "train.validate_every=60", "train.lr=0.02", "model.hidden=16")
+    train.train(cfg, data, tmp_path)
+    rows = read_rows(tmp_path / "log.jsonl")
+    assert sum(row["loss"] for row in rows[-5:]) / 5 < 0.5 * rows[0]["loss"]
+    assert rows[-1]["val_dice"] > 0.7
+
+
+def test_first_loss_is_that_of_probability_one_half(data, tmp_path):
+    cfg = tiny("train.steps=1", "train.accumulate=1")
+    train.train(cfg, data, tmp_path)
+    split = load_split(tmp_path / "split.json")
+    (case,) = train.draw_batches(split.train, cfg.train, 0)[0]
+    label = CaseStore(find_cases(data), cfg.data)[case].label
+    foreground, cells = int((label > 0).sum()), label.size
+    dice = 1 - (foreground + 1) / (cells / 2 + foreground + 1)
+    assert read_rows(tmp_path / "log.jsonl")[0]["loss"] == pytest.approx(dice + math.log(2), rel=1e-5)
+
+
+def test_accumulated_gradient_is_the_mean_over_single_volumes(data):
+    cfg = tiny()
+    torch.manual_seed(0)
+    model = train.build_model(cfg.model)
+    torch.nn.init.normal_(model.levels[0].out_weight, std=0.1)
+    volumes = CaseStore(find_cases(data), cfg.data)
+    ids = ("phantom_000", "phantom_001")
+    optimizer = torch.optim.Adam(model.parameters())
+    loss, learned = train._accumulate(model, optimizer, volumes, [(i,) for i in ids], cfg, step=4)
+    got = [p.grad.clone() for p in model.parameters()]
+
+    model.zero_grad()
+    losses = []
+    for number, case in enumerate(ids):
+        image, target = train._load_batch(volumes, (case,), cfg)
+        losses.append(dice_bce(model(image, seed=train._stream(cfg.train, train.FIRE, 4, number)), target))
+    (sum(losses) / 2).backward()
+    assert learned and loss == pytest.approx(sum(x.item() for x in losses) / 2, rel=1e-6)
+    for a, p in zip(got, model.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_batch_without_foreground_takes_no_step(data, tmp_path, monkeypatch):
+    def encode_nothing(label, labels, out_channels):
+        return np.zeros((out_channels, *label.shape), np.float32)
+
+    monkeypatch.setattr(train, "encode_label", encode_nothing)
+    train.train(tiny("train.steps=2", "train.skip_empty=true"), data, tmp_path)
+    state = load_state(tmp_path / "state.pt")
+    assert (state["step"], state["updates"]) == (2, 0) and not state["optimizer"]["state"]
+    assert [row["lr"] for row in read_rows(tmp_path / "log.jsonl")] == [3.2e-3] * 2
+
+
+def test_not_finite_loss_stops_with_the_last_good_state(data, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"stopped at step \d+: loss .*, gradient norm .*, lr .*state.pt"):
+        train.train(tiny("train.lr=1e30"), data, tmp_path)
+    state = load_state(tmp_path / "state.pt")
+    assert 1 <= state["step"] < 10 and len(read_rows(tmp_path / "log.jsonl")) == state["step"]
+    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+
+
+def test_validation_labels_are_not_read_by_training(data, tmp_path):
+    folder = write_phantoms(tmp_path / "p", 4, seed=0, size=(12, 12, 12))
+    train.train(tiny("train.steps=1"), folder, tmp_path / "a")
+    split = load_split(tmp_path / "a" / "split.json")
+    for case in split.validation:
+        (folder / "labelsTr" / f"{case}.nii.gz").write_bytes(b"not readable")
+    train.train(tiny("train.steps=4"), folder, tmp_path / "b")
+    assert load_split(tmp_path / "b" / "split.json") == split
+
+
+def test_folder_pairs_train_too(data, tmp_path):
+    cfg = tiny("train.steps=1")
+    train.train(cfg, None, tmp_path / "a", images=data / "imagesTr", labels=data / "labelsTr")
+    train.train(cfg, data, tmp_path / "b")
+    assert rows_without_time(tmp_path / "a") == rows_without_time(tmp_path / "b")
+
+
+def test_data_that_do_not_fit_the_run_are_named(data, tmp_path):
+    train.train(tiny("train.steps=1"), data, tmp_path / "run")
+    fewer = write_phantoms(tmp_path / "fewer", 2, seed=0, size=(12, 12, 12))
+    with pytest.raises(ValueError, match="split.json names 2 cases that the data do not hold"):
+        train.train(tiny("train.steps=1"), fewer, tmp_path / "run")
+    with pytest.raises(ValueError, match="4 images have no label, e.g. phantom_000"):
+        train.train(tiny(), None, tmp_path / "other", images=data / "imagesTr")
+
+
+def test_sizes_that_do_not_stack_are_named(tmp_path):
+    folder = write_phantoms(tmp_path / "p", 2, size=(12, 12, 12))
+    write_phantoms(tmp_path / "q", 2, size=(12, 12, 13))
+    for kind in ("imagesTr", "labelsTr"):
+        (tmp_path / "q" / kind / "phantom_001.nii.gz").rename(folder / kind / "phantom_001.nii.gz")
+    with pytest.raises(ValueError, match="train.batch_size 2 needs volumes of one size"):
+        train.train(tiny("train.batch_size=2", "data.validation_fraction=0"), folder, tmp_path / "run")
+
+
+def test_volumes_of_two_sizes_stack_when_padded(tmp_path):
+    folder = write_phantoms(tmp_path / "p", 2, size=(12, 12, 12))
+    write_phantoms(tmp_path / "q", 2, size=(12, 12, 13))
+    for kind in ("imagesTr", "labelsTr"):
+        (tmp_path / "q" / kind / "phantom_001.nii.gz").rename(folder / kind / "phantom_001.nii.gz")
+    cfg = tiny("train.batch_size=1", "data.size=[14, 14, 14]", "train.validate_every=1", "data.validation_fraction=0.5")
+    train.train(cfg, folder, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["val_dice"] is not None
+
+
+def test_every_case_is_drawn_once_per_epoch_and_the_rest_is_kept():
+    cfg = tiny("train.batch_size=2", "train.accumulate=2").train
+    ids = tuple("abcdefghij")  # ten cases, four per step
+    for epoch in range(3):
+        steps = [train.draw_batches(ids, cfg, 3 * epoch + i) for i in range(3)]
+        assert [[len(batch) for batch in step] for step in steps] == [[2, 2], [2, 2], [2]]
+        assert sorted(case for step in steps for batch in step for case in batch) == list(ids)
+    assert train.draw_batches(ids, cfg, 0) != train.draw_batches(ids, cfg, 3)
+    assert train.draw_batches(ids, cfg, 4) == train.draw_batches(ids, cfg, 4)
+
+
+def test_duplication_repeats_each_case_in_its_batch(data):
+    cfg = tiny("train.batch_size=2", "train.duplication=3")
+    volumes = CaseStore(find_cases(data), cfg.data)
+    image, target = train._load_batch(volumes, ("phantom_000", "phantom_001"), cfg)
+    assert image.shape == target.shape == (6, 1, 12, 12, 12)
+    assert torch.equal(image[0], image[2]) and torch.equal(target[3], target[5]) and not torch.equal(image[2], image[3])
+
+
+def test_streams_differ_by_purpose_step_and_seed():
+    cfg, other = tiny().train, tiny("train.seed=1").train
+    keys = [(p, i) for p in range(5) for i in range(20)]
+    seeds = {train._stream(c, *key) for c in (cfg, other) for key in keys}
+    assert len(seeds) == 200 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_learning_rates_by_hand():
+    exponential = tiny("train.schedule=exponential", "train.lr=0.5", "train.lr_decay=0.9").train
+    assert train.learning_rate(exponential, 2, 100) == pytest.approx(0.5 * 0.81)
+    cosine = tiny("train.schedule=cosine", "train.lr=2.0", "train.lr_final=0.1").train
+    assert [train.learning_rate(cosine, u, 8) for u in (0, 4, 8)] == pytest.approx([2.0, 1.1, 0.2])
+    assert train.learning_rate(tiny("train.schedule=constant", "train.lr=0.3").train, 7, 8) == 0.3
+
+
+def test_epochs_count_steps_when_steps_are_not_given(data, tmp_path):
+    train.train(tiny("train.steps=0", "train.epochs=2"), data, tmp_path)  # three cases, two per step: two steps each
+    assert load_state(tmp_path / "state.pt")["step"] == 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="names the absence of a CUDA device")
+def test_missing_device_is_named(data, tmp_path):
+    with pytest.raises(ValueError, match="train.device is 'cuda'.*sees no CUDA device"):
+        train.train(tiny("train.device=cuda"), data, tmp_path)
