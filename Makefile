@@ -1,0 +1,52 @@
+# make demo       train, predict and draw on synthetic volumes; everything lands in demo/
+# make test       all tests
+# make lint       ruff, mypy, clang-format
+# make bench      the rollout against eager PyTorch and torch.compile
+# make sanitize   the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make clean      remove what was built, but not the environment
+#
+# Nothing but Python >= 3.11, gcc and make is needed: each verb first makes .venv when it is missing or out of date.
+
+PYTHON      ?= python3
+# Where torch comes from: the CPU build. Name another index of pytorch.org for a CUDA build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN       := .venv/bin
+INSTALL   := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALLED := .venv/installed
+SOURCES   := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/*.inc)
+
+.PHONY: demo test lint bench sanitize clean
+
+demo: $(INSTALLED)
+	$(BIN)/ncaseg demo -o demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.inl,$(SOURCES))
+
+bench: $(INSTALLED)
+	$(BIN)/pytest benchmarks/bench_rollout.py --benchmark-disable-gc --benchmark-columns=min,median,iqr,rounds
+
+# The instrumented copy comes before the installed one on the path. Leaks are not looked for: Python and torch keep theirs.
+sanitize: $(INSTALLED)
+	NCAKERN_REQUIRE_EXT=1 NCAKERN_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
+	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	$(BIN)/pytest tests/kern -m "not slow"
+
+clean:
+	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks ncakern/_cpu*.so $(INSTALLED)
+
+# torch goes first and alone, so that its index serves nothing else and no CUDA build comes in as a dependency.
+$(INSTALLED): constraints.txt pyproject.toml setup.py $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("ncakern needs Python >= 3.11; try make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) --no-deps --extra-index-url $(TORCH_INDEX) torch
+	$(INSTALL) setuptools wheel pybind11
+	$(INSTALL) --no-build-isolation --editable '.[test,lint]'
+	touch $@

@@ -1,0 +1,44 @@
+"""The rollout under pytest-benchmark: `make bench`. One process; the last lines are the table of `run.py`."""
+
+import measure
+import pytest
+import record
+import torch
+from cases import load_cases
+from providers import PROVIDERS, make
+
+CASES = load_cases()
+SECONDS = 2.0
+
+
+@pytest.fixture(scope="module")
+def prepare():
+    """Build a provider of a case and its state once for all modes."""
+    made = {}
+
+    def get(name, provider):
+        if (name, provider) not in made:
+            made.clear()
+            torch.manual_seed(0)
+            case = CASES[name]
+            made[name, provider] = make(provider, case), torch.rand(1, *case.size, case.channels)
+        return made[name, provider]
+
+    return get
+
+
+@pytest.mark.parametrize("mode", measure.MODES)
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("name", CASES)
+def test_rollout(benchmark, prepare, bench_rows, name, provider, mode):
+    case = CASES[name]
+    module, state = prepare(name, provider)
+    call = measure.make_call(module, state, mode)
+    call()  # compiles, so that the number of rounds is not guessed from it
+    first = measure.time_interleaved({provider: call}, seconds=0, min_rounds=2)[provider]
+    benchmark.group = f"{case}, {mode}"
+    benchmark.pedantic(call, rounds=max(3, min(100, int(1e3 * SECONDS / first.p50_ms))))
+    timing = measure.summarize([1e3 * seconds for seconds in benchmark.stats.stats.data])
+    bench_rows.extend(record.timing_rows(case, mode, {provider: timing}))
+    if mode == "training":
+        bench_rows.append(record.saved_row(case, provider, measure.saved_bytes(module, state)))

@@ -1,0 +1,23 @@
+"""Collects the rows of the benchmarks and prints them as one table after pytest-benchmark's own."""
+
+import pytest
+import record
+import report
+
+ROWS = pytest.StashKey[list[dict]]()
+
+
+def pytest_configure(config):
+    config.stash[ROWS] = []
+
+
+@pytest.fixture
+def bench_rows(request):
+    return request.config.stash[ROWS]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash[ROWS]
+    if rows:
+        run = record.describe_run()
+        terminalreporter.write_line("\n" + report.table([run | row for row in rows]))

@@ -1,0 +1,114 @@
+"""Rows of the record: what a figure is worth only with; results/<machine>/<date>-<commit>.jsonl."""
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy
+import torch
+from cases import Case
+from measure import Timing
+
+import ncakern
+from ncakern.backends.cpu import choose_isa
+
+RESULTS = Path(__file__).with_name("results")
+THROUGHPUT, SAVED = "million cell-steps/s", "bytes/cell-step"
+
+
+def _git(*arguments: str) -> str | None:
+    """Ask git; None without git, or outside a repository with a commit."""
+    try:
+        command = ["git", "-C", str(RESULTS.parent.parent), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def describe_run() -> dict:
+    """Say what was run and where: commit, machine, versions; the same for all rows of a run."""
+    commit = _git("rev-parse", "--short=10", "HEAD")
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit or "unknown",
+        "dirty": commit is None or bool(_git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")),
+        "machine": {
+            "cpu": model[1] if model else platform.processor() or platform.machine(),
+            "cpus": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "torch_isa": torch.backends.cpu.get_cpu_capability(),
+            "kernel_isa": choose_isa(),
+        },
+        "versions": {
+            "ncakern": ncakern.__version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+            "os": platform.platform(terse=True),
+        },
+    }
+
+
+def timing_rows(case: Case, mode: str, timings: dict[str, Timing]) -> Iterable[dict]:
+    """Turn the timings of the providers into rows; each quantile is the throughput at that quantile of the time."""
+    for provider, timing in timings.items():
+        million = {q: case.cell_steps / getattr(timing, f"{q}_ms") / 1e3 for q in ("p20", "p50", "p80")}
+        yield {
+            **_key(case, provider, mode),
+            "metric": "throughput",
+            "unit": THROUGHPUT,
+            "value": million["p50"],
+            "value_p20": million["p20"],
+            "value_p80": million["p80"],
+            "rounds": timing.num_rounds,
+        }
+
+
+def saved_row(case: Case, provider: str, num_bytes: int) -> dict:
+    """Make the row of the bytes kept for the backward pass."""
+    value = num_bytes / case.cell_steps
+    return {**_key(case, provider, "training"), "metric": "saved", "unit": SAVED, "value": value}
+
+
+def write(rows: list[dict], run: dict, root: Path = RESULTS) -> Path:
+    """Write the rows of one run as JSON lines, under a name that no other run has; return the path."""
+    slug = re.sub(r"[^a-z0-9]+", "-", run["machine"]["cpu"].lower()).strip("-")
+    folder = root / f"{slug}-{run['machine']['torch_threads']}threads"
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = re.sub(r"[-:]|\+.*", "", run["date"])
+    path = folder / f"{stamp}-{run['commit']}{'-dirty' if run['dirty'] else ''}.jsonl"
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(run | row) + "\n" for row in rows))
+    part.rename(path)
+    return path
+
+
+def read(path: Path) -> list[dict]:
+    """Read the rows of one run."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def find(name: str) -> Path:
+    """Find a run by its file, or the newest one of a commit."""
+    if Path(name).is_file():
+        return Path(name)
+    matches = sorted(RESULTS.glob(f"*/*-{name}*.jsonl"), key=lambda path: path.name)
+    if not matches:
+        raise SystemExit(f"{name!r} is neither a file nor a commit with a run below {RESULTS}")
+    return matches[-1]
+
+
+def values(rows: Iterable[dict]) -> dict[tuple[str, str, str, str], float]:
+    """Index values by (case, mode, metric, provider)."""
+    return {(row["case"], row["mode"], row["metric"], row["provider"]): row["value"] for row in rows}
+
+
+def _key(case: Case, provider: str, mode: str) -> dict:
+    return {"case": case.name, "problem": str(case), "provider": provider, "mode": mode}
