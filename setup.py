@@ -31,7 +31,7 @@ else:
     link_args += ["-fopenmp"]
 if is_set("NCAKERN_SANITIZE"):
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    compile_args += [*sanitizers, "-fno-omit-frame-pointer", "-g", "-O1"]  # the last -O counts
+    compile_args += [*sanitizers, "-fno-omit-frame-pointer", "-g", "-O2"]  # the last -O counts
     link_args += sanitizers
 
 extension = Pybind11Extension(

@@ -71,7 +71,8 @@ Sizes read(const Arrays& arrays, const py::dict& options, RolloutArgs* args) {
   auto text = [&](const char* name) { return py::cast<std::string>(options[name]); };
   args->batch = int(number("batch")), args->channels = int(number("channels"));
   args->filters = int(number("filters")), args->hidden = int(number("hidden"));
-  const auto size = py::cast<std::array<int, 3>>(options["size"]), kernel = py::cast<std::array<int, 3>>(options["kernel"]);
+  const auto size = py::cast<std::array<int, 3>>(options["size"]),
+             kernel = py::cast<std::array<int, 3>>(options["kernel"]);
   const auto origin = py::cast<std::array<int64_t, 3>>(options["origin"]);
   const auto extent = py::cast<std::array<int64_t, 3>>(options["extent"]);
   for (int i = 0; i < 3; ++i) {
@@ -89,13 +90,13 @@ Sizes read(const Arrays& arrays, const py::dict& options, RolloutArgs* args) {
                            text("norm"));
   args->activation = parse<Activation>({{"relu", Activation::kRelu}, {"leaky_relu", Activation::kLeakyRelu}},
                                        "activation", text("activation"));
-  args->storage = parse<Storage>({{"float32", Storage::kFloat32},
-                                  {"bfloat16", Storage::kBFloat16},
-                                  {"float16", Storage::kFloat16}},
-                                 "storage", text("storage"));
+  args->storage =
+      parse<Storage>({{"float32", Storage::kFloat32}, {"bfloat16", Storage::kBFloat16}, {"float16", Storage::kFloat16}},
+                     "storage", text("storage"));
   args->frozen_channels = int(number("frozen_channels"));
   args->steps = int(number("steps")), args->keep_every = int(number("keep_every"));
-  args->fire_threshold = py::cast<uint64_t>(options["fire_threshold"]), args->seed = py::cast<uint64_t>(options["seed"]);
+  args->fire_threshold = py::cast<uint64_t>(options["fire_threshold"]),
+  args->seed = py::cast<uint64_t>(options["seed"]);
   args->first_step = py::cast<uint32_t>(options["first_step"]);
   args->first_sample = py::cast<uint32_t>(options["first_sample"]);
   args->threads = int(number("threads"));

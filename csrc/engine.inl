@@ -1,57 +1,7 @@
-// What forward and backward share: sizes rounded up to whole vectors, packed weights, padded states, fire bits,
-// norm statistics and the weights they fold into.
+// One step: norm statistics, the dense weights they fold into, and the update of the firing cells.
 
-static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
-
-// Index that padding reads for i in [-p, n + p); -1 is a zero.
-static inline int padded_index(int i, int n, Padding padding) {
-  if (i >= 0 && i < n) return i;
-  switch (padding) {
-    case Padding::kReflect: return i < 0 ? -i : 2 * n - 2 - i;
-    case Padding::kReplicate: return i < 0 ? 0 : n - 1;
-    case Padding::kCircular: return ((i % n) + n) % n;
-    default: return -1;
-  }
-}
-
-constexpr int kSmallBatch = 24, kLargeBatch = 96;  // firing cells per product; small while all weights fit in L1
-constexpr int kMomentBatch = 48;                   // cells per update of the second moments
-constexpr int kFoldCells = 1024;                   // float32 sums run over at most about so many cells
-constexpr int kGroupCells = 1024;                  // cells whose fire bits are drawn at once
-
-// One thread's scratch.
-struct Scratch {
-  float *v, *hidden, *delta;                // [batch][V], [batch][kPanel], [batch][Cp]
-  float *d_delta, *d_hidden, *d_v;          // the same for the backward pass
-  float *y_row, *pad_row;                   // [W][F*Cp], [W + 2*pad][Cp]
-  const float** tap_rows;                   // [taps of D and H]
-  const float** cell_taps;                  // [taps of D and H][kLargeBatch]
-  const float*** cell_tap_rows;             // [taps of D and H] -> cell_taps
-  float** targets;                          // [kLargeBatch]
-  uint8_t* fire;                            // [rows of a group][W]
-  int* firing;                              // [W]
-  float *moments, *sums;                    // [V][V], [V]
-  float* pivot;                             // [V]
-};
-
-struct Engine {
-  const RolloutArgs& args;
-  Workspace& workspace;
-
-  int B, D, H, W, C, Cp, F, V, h, hp;  // Cp, hp: rounded up to whole vectors; V = (1+F)*Cp
-  int kd, kh, kw, pd, ph, pw, tap_count;
-  int64_t rows, plane, cells;          // of the batch; plane = D*H rows of one sample; cells of one sample
-  int64_t row_floats, state_floats;    // of a padded row and state
-  bool dense, has_norm, leaky, whole_fires;
-  int groups, slots;                   // samples that share norm statistics; weights that differ by sample
-  int chunks_per_sample, chunks;       // fixed pieces of work, so that sums do not depend on the thread count
-  int batch_cells, run, chunk_inputs;
-  int V_logical;
-
-  int *map_d, *map_h, *map_w;
-  float* zero_row;
-  // Packed weights. Depthwise [F][taps][kw][Cp], dense panels [taps*kw*Cp][F*Cp].
-  float *perceive_w, *perceive_b;
+struct Engine : Perceiver {
+  int batch_cells;             // firing cells per product
   float *hidden_w, *hidden_b;  // [V][hp], [hp] before folding
   float* out_w;                // [hp][Cp], frozen columns zero
   float *folded_w, *folded_b;  // [slots] panels of [V][hp], [hp]
@@ -59,80 +9,18 @@ struct Engine {
   double* step_stats;          // [groups][V_logical + V_logical^2] of the current step
   double* rstd;                // [groups][hp]
   double* mean_h;              // [groups][hp] hidden_weight . mean, without bias
-  Scratch* scratch;
 
-  Engine(const RolloutArgs& a, Workspace& w) : args(a), workspace(w) {
-    B = a.batch, D = a.size[0], H = a.size[1], W = a.size[2];
-    C = a.channels, F = a.filters, h = a.hidden;
-    Cp = round_up(C, kVL), hp = round_up(h, kVL), V = (1 + F) * Cp, V_logical = (1 + F) * C;
-    kd = a.kernel[0], kh = a.kernel[1], kw = a.kernel[2];
-    pd = kd / 2, ph = kh / 2, pw = kw / 2, tap_count = kd * kh;
-    plane = int64_t{D} * H, rows = B * plane, cells = plane * W;
-    row_floats = int64_t{W + 2 * pw} * Cp, state_floats = rows * row_floats;
-    dense = a.perception == Perception::kDense, has_norm = a.norm != Norm::kNone;
-    leaky = a.activation == Activation::kLeakyRelu, whole_fires = a.fire_threshold >= (uint64_t{1} << 32);
-    groups = a.norm == Norm::kInstance ? B : 1;
-    slots = groups > 1 || a.scale != nullptr ? B : 1;
-    const int64_t moment_bytes = int64_t{8} * (V + V * V);
-    const int wanted = int(std::max<int64_t>(16, std::min<int64_t>(128, (int64_t{8} << 20) / moment_bytes)));
-    chunks_per_sample = int(std::min<int64_t>(plane, std::max(1, wanted / B)));
-    chunks = B * chunks_per_sample;
+  Engine(const RolloutArgs& a, Workspace& w) : Perceiver(a, w) {
     batch_cells = V * hp <= 8192 ? kSmallBatch : kLargeBatch;
-    run = kw * Cp, chunk_inputs = std::max(1, std::min(kw, 96 / Cp)) * Cp;
-    make_maps();
     pack_weights();
-    if (has_norm) {
-      chunk_moments = take<double>(int64_t{chunks} * (V + V * V));
-      step_stats = take<double>(groups * stats_width());
-      rstd = take<double>(groups * hp);
-      mean_h = take<double>(groups * hp);
-    }
-    make_scratch();
-  }
-
-  template <class T>
-  T* take(int64_t n) {
-    return workspace.take<T>(n);
-  }
-  template <class T>
-  T* take_zeros(int64_t n) {
-    T* block = take<T>(n);
-    std::fill(block, block + n, T(0));
-    return block;
-  }
-  int64_t stats_width() const { return V_logical + int64_t{V_logical} * V_logical; }
-  int padded(int v) const { return v / C * Cp + v % C; }  // logical perception index -> packed
-
-  void make_maps() {
-    auto map = [&](int n, int p) {
-      int* m = take<int>(n + 2 * p);
-      for (int i = -p; i < n + p; ++i) m[i + p] = padded_index(i, n, args.padding);
-      return m + p;
-    };
-    map_d = map(D, pd), map_h = map(H, ph), map_w = map(W, pw);
-    zero_row = take_zeros<float>(std::max(row_floats, int64_t{W + 4 * pw} * F * Cp));
+    if (!has_norm) return;
+    chunk_moments = take<double>(int64_t{chunks} * (V + int64_t{V} * V));
+    step_stats = take<double>(groups * stats_width());
+    rstd = take<double>(int64_t{groups} * hp);
+    mean_h = take<double>(int64_t{groups} * hp);
   }
 
   void pack_weights() {
-    const int taps = tap_count * kw, columns = F * Cp;
-    perceive_b = take_zeros<float>(columns);
-    for (int f = 0; f < F; ++f)
-      for (int c = 0; c < C; ++c) perceive_b[f * Cp + c] = args.perceive_bias[f * C + c];
-    if (dense) {
-      perceive_w = take_zeros<float>(int64_t{taps} * Cp * columns);
-      for (int f = 0; f < F; ++f)
-        for (int co = 0; co < C; ++co)
-          for (int ci = 0; ci < C; ++ci)
-            for (int t = 0; t < taps; ++t)
-              *panel_entry(perceive_w, taps * Cp, columns, t * Cp + ci, f * Cp + co) =
-                  args.perceive_weight[((int64_t{f} * C + co) * C + ci) * taps + t];
-    } else {
-      perceive_w = take_zeros<float>(int64_t{F} * taps * Cp);
-      for (int f = 0; f < F; ++f)
-        for (int c = 0; c < C; ++c)
-          for (int t = 0; t < taps; ++t)
-            perceive_w[(int64_t{f} * taps + t) * Cp + c] = args.perceive_weight[(int64_t{f} * C + c) * taps + t];
-    }
     hidden_w = take_zeros<float>(int64_t{V} * hp);
     hidden_b = take_zeros<float>(hp);
     out_w = take_zeros<float>(int64_t{hp} * Cp);
@@ -145,210 +33,7 @@ struct Engine {
     folded_b = take<float>(int64_t{slots} * hp);
   }
 
-  // Entry (k, j) of a [K][n] matrix stored as Panels.
-  static float* panel_entry(float* data, int K, int n, int k, int j) {
-    const int start = j / kPanel * kPanel, width = std::min(kPanel, n - start);
-    return data + int64_t{start} * K + int64_t{k} * width + (j - start);
-  }
   Panels folded(int slot) const { return {folded_w + int64_t{slot} * V * hp, V, hp}; }
-
-  void make_scratch() {
-    scratch = take<Scratch>(args.threads);
-    const int group_rows = rows_per_group();
-    for (int t = 0; t < args.threads; ++t) {
-      Scratch& s = scratch[t];
-      const int batch = round_up(std::max(kLargeBatch, kMomentBatch), kRowGranule);
-      s.v = take_zeros<float>(int64_t{batch} * V);
-      s.hidden = take_zeros<float>(batch * kPanel);
-      s.delta = take_zeros<float>(int64_t{batch} * Cp);
-      s.d_delta = take_zeros<float>(int64_t{batch} * Cp);
-      s.d_hidden = take_zeros<float>(batch * kPanel);
-      s.d_v = take_zeros<float>(int64_t{batch} * V);
-      s.y_row = take_zeros<float>(int64_t{round_up(W, kLargeBatch)} * F * Cp);
-      s.pad_row = take_zeros<float>(int64_t{round_up(W + 2 * pw, kLargeBatch)} * Cp);
-      s.tap_rows = take<const float*>(tap_count);
-      s.cell_taps = take<const float*>(int64_t{tap_count} * kLargeBatch);
-      s.cell_tap_rows = take<const float**>(tap_count);
-      for (int r = 0; r < tap_count; ++r) s.cell_tap_rows[r] = s.cell_taps + int64_t{r} * kLargeBatch;
-      s.targets = take<float*>(kLargeBatch);
-      s.fire = take<uint8_t>(int64_t{group_rows} * W);
-      s.firing = take<int>(W);
-      s.moments = take<float>(has_norm ? int64_t{V} * V : 0);
-      s.sums = take<float>(V);
-      s.pivot = take<float>(V);
-    }
-  }
-
-  // ---- work --------------------------------------------------------------------------------------------
-
-  int rows_per_group() const { return std::max(1, kGroupCells / W); }
-  int sample_of_chunk(int chunk) const { return chunk / chunks_per_sample; }
-  int64_t chunk_begin(int chunk) const {
-    const int sample = chunk / chunks_per_sample, i = chunk % chunks_per_sample;
-    return sample * plane + plane * i / chunks_per_sample;
-  }
-  int64_t chunk_end(int chunk) const {
-    const int sample = chunk / chunks_per_sample, i = chunk % chunks_per_sample;
-    return sample * plane + plane * (i + 1) / chunks_per_sample;
-  }
-  // This thread's share of n pieces.
-  static void share(int64_t n, int64_t* begin, int64_t* end) {
-    const int64_t t = omp_get_thread_num(), count = omp_get_num_threads();
-    *begin = n * t / count, *end = n * (t + 1) / count;
-  }
-  template <class Body>  // body(chunk)
-  void for_chunks(Body body) const {
-    int64_t begin, end;
-    share(chunks, &begin, &end);
-    for (int64_t c = begin; c < end; ++c) body(int(c));
-  }
-  template <class Body>  // body(row) over this thread's rows
-  void for_rows(Body body) const {
-    for_chunks([&](int c) {
-      for (int64_t r = chunk_begin(c); r < chunk_end(c); ++r) body(r);
-    });
-  }
-  template <class Body>  // body(first row, number of rows, slot of weights): pieces small enough for Scratch::fire
-  void for_groups(Body body) const {
-    for_chunks([&](int c) {
-      const int step = rows_per_group();
-      for (int64_t r = chunk_begin(c); r < chunk_end(c); r += step)
-        body(r, int(std::min<int64_t>(step, chunk_end(c) - r)), slots > 1 ? sample_of_chunk(c) : 0);
-    });
-  }
-
-  // ---- padded states -----------------------------------------------------------------------------------
-
-  float* cell(float* state, int64_t row, int w) const { return state + row * row_floats + int64_t{w + pw} * Cp; }
-  const float* cell(const float* state, int64_t row, int w) const { return cell(const_cast<float*>(state), row, w); }
-
-  void fill_halo(float* state, int64_t row) const {
-    for (int i = 1; i <= pw; ++i)
-      for (int w : {-i, W - 1 + i}) {
-        if (map_w[w] < 0)
-          std::memset(cell(state, row, w), 0, sizeof(float) * Cp);
-        else
-          copy(cell(state, row, map_w[w]), cell(state, row, w), Cp);
-      }
-  }
-
-  // Contiguous [cells][C] in the storage dtype -> this thread's rows of a padded float32 state.
-  void load_state(const void* from, int64_t offset, float* state) const {
-    for_rows([&](int64_t row) {
-      if (C == Cp) {
-        load_values(args.storage, from, offset + row * W * C, W * C, cell(state, row, 0));
-      } else {
-        for (int w = 0; w < W; ++w) {
-          load_values(args.storage, from, offset + (row * W + w) * C, C, cell(state, row, w));
-          std::fill(cell(state, row, w) + C, cell(state, row, w) + Cp, 0.0f);
-        }
-      }
-      fill_halo(state, row);
-    });
-  }
-  void store_state(const float* state, void* to, int64_t offset) const {
-    for_rows([&](int64_t row) {
-      if (C == Cp)
-        store_values(args.storage, cell(state, row, 0), W * C, to, offset + row * W * C);
-      else
-        for (int w = 0; w < W; ++w) store_values(args.storage, cell(state, row, w), C, to, offset + (row * W + w) * C);
-    });
-  }
-
-  // Leftmost taps of the row's first cell, for every (D, H) offset of the filter.
-  void find_tap_rows(const float* state, int64_t row, const float** taps) const {
-    const int64_t sample = row / plane;
-    const int d = int(row % plane / H), y = int(row % H);
-    for (int i = -pd; i <= pd; ++i)
-      for (int j = -ph; j <= ph; ++j) {
-        const int dd = map_d[d + i], yy = map_h[y + j];
-        *taps++ = dd < 0 || yy < 0 ? zero_row : state + ((sample * D + dd) * H + yy) * row_floats;
-      }
-  }
-
-  // ---- perception --------------------------------------------------------------------------------------
-
-  void add_cell_taps(Scratch& s, int i, int w) const {
-    for (int r = 0; r < tap_count; ++r) s.cell_taps[int64_t{r} * kLargeBatch + i] = s.tap_rows[r] + int64_t{w} * Cp;
-  }
-  // Pads the pointers of n cells to whole tiles, so that products may read past n.
-  void pad_cell_taps(Scratch& s, int n) const {
-    for (int i = n; i < round_up(n, kRowGranule); ++i)
-      for (int r = 0; r < tap_count; ++r)
-        s.cell_taps[int64_t{r} * kLargeBatch + i] = s.cell_taps[int64_t{r} * kLargeBatch];
-  }
-  void perceive_dense(Scratch& s, int n, float* y, int64_t y_cell) const {
-    pad_cell_taps(s, n);
-    dense_cells(s.cell_tap_rows, tap_count, run, chunk_inputs, Panels{perceive_w, tap_count * run, F * Cp}, perceive_b,
-                y, y_cell, n);
-  }
-
-  // All filters at all cells of a row, from s.tap_rows: y [W][F*Cp].
-  void perceive_row(Scratch& s, float* y) const {
-    if (!dense) {
-      for (int f = 0; f < F; ++f)
-        depthwise_row({s.tap_rows, tap_count, kw, Cp, perceive_w + int64_t{f} * tap_count * run, perceive_b + f * Cp,
-                       Cp, false, y + f * Cp, int64_t{F} * Cp},
-                      W);
-      return;
-    }
-    for (int w0 = 0; w0 < W; w0 += kLargeBatch) {
-      const int n = std::min(kLargeBatch, W - w0);
-      for (int i = 0; i < n; ++i) add_cell_taps(s, i, w0 + i);
-      perceive_dense(s, n, s.y_row + int64_t{w0} * F * Cp, F * Cp);
-    }
-    if (y != s.y_row) std::memcpy(y, s.y_row, sizeof(float) * W * F * Cp);
-  }
-
-  void gather(const float* x, const float* y, float* v) const {
-    copy(x, v, Cp);
-    copy(y, v + Cp, F * Cp);
-  }
-
-  // ---- fire bits ---------------------------------------------------------------------------------------
-
-  // fire[i][w] = 1 where cell w of row first + i updates in `step`. Counters of all rows run through one loop, since
-  // short rows would leave vectors half empty.
-  void draw_fire(int64_t first, int count, int step, uint8_t* fire) const {
-    if (whole_fires) {
-      std::memset(fire, 1, size_t(count) * W);
-      return;
-    }
-    const int64_t x_begin = args.origin[2] >> 2, blocks = ((args.origin[2] + W - 1) >> 2) - x_begin + 1;
-    const uint32_t k0 = uint32_t(args.seed), k1 = uint32_t(args.seed >> 32), t = args.first_step + uint32_t(step);
-    const uint32_t sample = args.first_sample + uint32_t(first / plane);
-    constexpr int kLanes = 64;
-    uint32_t x[kLanes], row[kLanes], words[4][kLanes];
-    const int64_t total = count * blocks;
-    for (int64_t base = 0; base < total; base += kLanes) {
-      const int n = int(std::min<int64_t>(kLanes, total - base));
-      for (int i = 0; i < n; ++i) {
-        const int64_t r = first + (base + i) / blocks;
-        x[i] = uint32_t(x_begin + (base + i) % blocks);
-        row[i] = uint32_t((args.origin[0] + r % plane / H) * args.extent[1] + args.origin[1] + r % H);
-      }
-      for (int i = n; i < kLanes; ++i) x[i] = row[i] = 0;
-#pragma GCC ivdep
-      for (int i = 0; i < kLanes; ++i) {
-        uint32_t out[4];
-        philox4x32(x[i], row[i], sample, t, k0, k1, out);
-        words[0][i] = out[0], words[1][i] = out[1], words[2][i] = out[2], words[3][i] = out[3];
-      }
-      for (int i = 0; i < n; ++i) {
-        const int64_t r = (base + i) / blocks, w0 = (x_begin + (base + i) % blocks) * 4 - args.origin[2];
-        for (int q = 0; q < 4; ++q)
-          if (w0 + q >= 0 && w0 + q < W) fire[r * W + w0 + q] = words[q][i] < args.fire_threshold;
-      }
-    }
-  }
-  int list_firing(const uint8_t* fire, int* firing) const {
-    int n = 0;
-    for (int w = 0; w < W; ++w) {
-      firing[n] = w;
-      n += fire[w];
-    }
-    return n;
-  }
 
   // ---- norm --------------------------------------------------------------------------------------------
 
@@ -405,11 +90,6 @@ struct Engine {
       if (with_moments) add_batch(), fold();
     });
   }
-  void centred(const float* x, const float* y, const float* centre, float* v) const {
-    for (int c = 0; c < Cp; c += kVL) store(v + c, load(x + c) - load(centre + c));
-    for (int c = 0; c < F * Cp; c += kVL) store(v + Cp + c, load(y + c) - load(centre + Cp + c));
-  }
-
   // Chunk moments -> mean and covariance of each group, [V_logical + V_logical^2], shared among the threads by rows.
   // The order of summation is that of the chunks. Barriers before and after are the caller's.
   void reduce_moments(Scratch& s, const float* source, double* stats) const {

@@ -13,8 +13,10 @@ constexpr int kVL = 16, kRegisters = 32;
 
 void fwd(const ForwardArgs& args) { rollout_fwd(args); }
 void bwd(const BackwardArgs& args) { rollout_bwd(args); }
-bool supported() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"); }
+bool supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
 }  // namespace avx512
 }  // namespace ncakern
 #pragma GCC pop_options

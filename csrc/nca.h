@@ -31,8 +31,8 @@ struct RolloutArgs {
   int64_t origin[3], extent[3];  // of the tile in the whole grid, in cells
   int threads;
 
-  const void* state;         // [B, D, H, W, C]
-  const void* perceive_from;  // the same shape, or null
+  const void* state;             // [B, D, H, W, C]
+  const void* perceive_from;     // the same shape, or null
   const float* perceive_weight;  // depthwise [F, C, *k], dense [F, C, C, *k]
   const float* perceive_bias;    // [F, C]
   const float* hidden_weight;    // [h, (1+F)*C]

@@ -1,14 +1,17 @@
 // Perception over rows of cells: halos, the rows under a filter, depthwise and dense convolution and their adjoints.
 // A row is W + 2*pad_w cells of `channels` floats; the D and H neighbours are reached through row pointers.
+// kCell is the distance between cells where it is known when compiling (16 channels, one filter), else 0: with it the
+// addresses of a block are constants, and the loads of a block need two registers instead of twenty.
 
 // ---- depthwise ------------------------------------------------------------------------------------------
 
 // out[w][c] (+)= bias + sum over tap rows r and taps e of weight[r][e][c] * rows[r][w + e][c], for CB cells of one
 // vector of channels. Each input is loaded once and used for all kTaps outputs it reaches.
-template <int kTaps, int CB>
-NCA_INLINE void depthwise_block(const float* const* rows, int tap_rows, int64_t offset, int64_t cell,
+template <int kTaps, int kCell, int CB>
+NCA_INLINE void depthwise_block(const float* const* rows, int tap_rows, int64_t offset, int64_t any_cell,
                                 const float* weight, int64_t weight_cell, vf start, bool accumulate, float* out,
-                                int64_t out_cell) {
+                                int64_t any_out_cell) {
+  const int64_t cell = kCell > 0 ? kCell : any_cell, out_cell = kCell > 0 ? kCell : any_out_cell;
   vf acc[CB];
 #pragma GCC unroll 16
   for (int i = 0; i < CB; ++i) acc[i] = accumulate ? load(out + i * out_cell) : start;
@@ -19,7 +22,7 @@ NCA_INLINE void depthwise_block(const float* const* rows, int tap_rows, int64_t 
     for (int e = 0; e < kTaps; ++e) w[e] = load(weight + (r * kTaps + e) * weight_cell);
 #pragma GCC unroll 32
     for (int i = 0; i < CB + kTaps - 1; ++i) {
-      const vf v = load(x + i * cell);
+      const vf v = in_register(load(x + i * cell));
 #pragma GCC unroll 8
       for (int e = 0; e < kTaps; ++e)
         if (i - e >= 0 && i - e < CB) acc[i - e] += w[e] * v;
@@ -44,51 +47,62 @@ constexpr int kConvCells = kRegisters == 32 ? (kVL == 16 ? 8 : 12) : 8;
 struct DepthwiseRow {
   const float* const* rows;  // [tap_rows], leftmost tap of the first cell
   int tap_rows, taps;
-  int64_t cell;          // floats from one input cell to the next
-  const float* weight;   // [tap_rows][taps][channels]
-  const float* bias;     // [channels], or null
+  int64_t cell;         // floats from one input cell to the next
+  const float* weight;  // [tap_rows][taps][channels]
+  const float* bias;    // [channels], or null
   int channels;
   bool accumulate;
   float* out;
   int64_t out_cell;
 };
 
-template <int kTaps>
-static void depthwise_row_taps(const DepthwiseRow& p, int n) {
+template <int kTaps, int kCell>
+static void depthwise_row_cells(const DepthwiseRow& p, int n) {
+  const int64_t cell = kCell > 0 ? kCell : p.cell, out_cell = kCell > 0 ? kCell : p.out_cell;
   for (int c = 0; c < p.channels; c += kVL) {
     const vf start = p.bias != nullptr ? load(p.bias + c) : vf{};
     int i = 0;
     for (; i + kConvCells <= n; i += kConvCells)
-      depthwise_block<kTaps, kConvCells>(p.rows, p.tap_rows, i * p.cell + c, p.cell, p.weight + c, p.channels, start,
-                                         p.accumulate, p.out + i * p.out_cell + c, p.out_cell);
+      depthwise_block<kTaps, kCell, kConvCells>(p.rows, p.tap_rows, i * cell + c, cell, p.weight + c, p.channels, start,
+                                                p.accumulate, p.out + i * out_cell + c, out_cell);
     for (; i + 4 <= n; i += 4)
-      depthwise_block<kTaps, 4>(p.rows, p.tap_rows, i * p.cell + c, p.cell, p.weight + c, p.channels, start,
-                                p.accumulate, p.out + i * p.out_cell + c, p.out_cell);
+      depthwise_block<kTaps, kCell, 4>(p.rows, p.tap_rows, i * cell + c, cell, p.weight + c, p.channels, start,
+                                       p.accumulate, p.out + i * out_cell + c, out_cell);
     for (; i < n; ++i)
-      depthwise_block<kTaps, 1>(p.rows, p.tap_rows, i * p.cell + c, p.cell, p.weight + c, p.channels, start,
-                                p.accumulate, p.out + i * p.out_cell + c, p.out_cell);
+      depthwise_block<kTaps, kCell, 1>(p.rows, p.tap_rows, i * cell + c, cell, p.weight + c, p.channels, start,
+                                       p.accumulate, p.out + i * out_cell + c, out_cell);
   }
+}
+
+template <int kTaps>
+static void depthwise_row_taps(const DepthwiseRow& p, int n) {
+  p.cell == 16 && p.out_cell == 16 ? depthwise_row_cells<kTaps, 16>(p, n) : depthwise_row_cells<kTaps, 0>(p, n);
 }
 
 static void depthwise_row(const DepthwiseRow& p, int n) {
   switch (p.taps) {
-    case 1: return depthwise_row_taps<1>(p, n);
-    case 3: return depthwise_row_taps<3>(p, n);
-    case 5: return depthwise_row_taps<5>(p, n);
-    case 7: return depthwise_row_taps<7>(p, n);
+    case 1:
+      return depthwise_row_taps<1>(p, n);
+    case 3:
+      return depthwise_row_taps<3>(p, n);
+    case 5:
+      return depthwise_row_taps<5>(p, n);
+    case 7:
+      return depthwise_row_taps<7>(p, n);
   }
   for (int c = 0; c < p.channels; c += kVL) {
     const vf start = p.bias != nullptr ? load(p.bias + c) : vf{};
     for (int i = 0; i < n; ++i)
-      depthwise_cell(p.rows, p.tap_rows, p.taps, i * p.cell + c, p.cell, p.weight + c, p.channels, start,
-                     p.accumulate, p.out + i * p.out_cell + c);
+      depthwise_cell(p.rows, p.tap_rows, p.taps, i * p.cell + c, p.cell, p.weight + c, p.channels, start, p.accumulate,
+                     p.out + i * p.out_cell + c);
   }
 }
 
 // d_weight[r][e][c] += sum_w d_y[w][c] * rows[r][w + e][c] for RR tap rows at once; CB gradients stay in registers.
-template <int kTaps, int RR, int CB>
-NCA_INLINE void depthwise_grad_block(const float* const* rows, int64_t offset, int64_t cell, const float* d_y,
-                                     int64_t d_y_cell, vf (&acc)[RR][kTaps]) {
+template <int kTaps, int kCell, int RR, int CB>
+NCA_INLINE void depthwise_grad_block(const float* const* rows, int64_t offset, int64_t any_cell, const float* d_y,
+                                     int64_t any_d_y_cell, vf (&acc)[RR][kTaps]) {
+  const int64_t cell = kCell > 0 ? kCell : any_cell, d_y_cell = kCell > 0 ? kCell : any_d_y_cell;
   vf d[CB];
 #pragma GCC unroll 16
   for (int i = 0; i < CB; ++i) d[i] = load(d_y + i * d_y_cell);
@@ -97,7 +111,7 @@ NCA_INLINE void depthwise_grad_block(const float* const* rows, int64_t offset, i
     const float* x = rows[r] + offset;
 #pragma GCC unroll 16
     for (int i = 0; i < CB + kTaps - 1; ++i) {
-      const vf v = load(x + i * cell);
+      const vf v = in_register(load(x + i * cell));
 #pragma GCC unroll 8
       for (int e = 0; e < kTaps; ++e)
         if (i - e >= 0 && i - e < CB) acc[r][e] += d[i - e] * v;
@@ -105,7 +119,7 @@ NCA_INLINE void depthwise_grad_block(const float* const* rows, int64_t offset, i
   }
 }
 
-template <int kTaps, int RR>
+template <int kTaps, int kCell, int RR>
 static void depthwise_grad_rows(const float* const* rows, int64_t cell, const float* d_y, int64_t d_y_cell, int n,
                                 float* d_weight, int64_t weight_cell) {
   constexpr int CB = kRegisters == 32 ? 8 : 4;
@@ -116,17 +130,17 @@ static void depthwise_grad_rows(const float* const* rows, int64_t cell, const fl
     for (int e = 0; e < kTaps; ++e) acc[r][e] = load(d_weight + (r * kTaps + e) * weight_cell);
   int i = 0;
   for (; i + CB <= n; i += CB)
-    depthwise_grad_block<kTaps, RR, CB>(rows, i * cell, cell, d_y + i * d_y_cell, d_y_cell, acc);
-  for (; i < n; ++i) depthwise_grad_block<kTaps, RR, 1>(rows, i * cell, cell, d_y + i * d_y_cell, d_y_cell, acc);
+    depthwise_grad_block<kTaps, kCell, RR, CB>(rows, i * cell, cell, d_y + i * d_y_cell, d_y_cell, acc);
+  for (; i < n; ++i) depthwise_grad_block<kTaps, kCell, RR, 1>(rows, i * cell, cell, d_y + i * d_y_cell, d_y_cell, acc);
 #pragma GCC unroll 4
   for (int r = 0; r < RR; ++r)
 #pragma GCC unroll 8
     for (int e = 0; e < kTaps; ++e) store(d_weight + (r * kTaps + e) * weight_cell, acc[r][e]);
 }
 
-template <int kTaps>
-static void depthwise_grad_taps(const float* const* rows, int tap_rows, int64_t cell, const float* d_y,
-                                int64_t d_y_cell, int n, int channels, float* d_weight) {
+template <int kTaps, int kCell>
+static void depthwise_grad_cells(const float* const* rows, int tap_rows, int64_t cell, const float* d_y,
+                                 int64_t d_y_cell, int n, int channels, float* d_weight) {
   constexpr int RR = kRegisters == 32 ? (kTaps <= 3 ? 3 : 2) : (kTaps <= 3 ? 2 : 1);
   for (int c = 0; c < channels; c += kVL) {
     const float* x[RR];
@@ -136,24 +150,37 @@ static void depthwise_grad_taps(const float* const* rows, int tap_rows, int64_t 
     int r = 0;
     for (; r + RR <= tap_rows; r += RR) {
       shifted(r, RR);
-      depthwise_grad_rows<kTaps, RR>(x, cell, d_y + c, d_y_cell, n, d_weight + int64_t{r} * kTaps * channels + c,
-                                     channels);
+      depthwise_grad_rows<kTaps, kCell, RR>(x, cell, d_y + c, d_y_cell, n, d_weight + int64_t{r} * kTaps * channels + c,
+                                            channels);
     }
     for (; r < tap_rows; ++r) {
       shifted(r, 1);
-      depthwise_grad_rows<kTaps, 1>(x, cell, d_y + c, d_y_cell, n, d_weight + int64_t{r} * kTaps * channels + c,
-                                    channels);
+      depthwise_grad_rows<kTaps, kCell, 1>(x, cell, d_y + c, d_y_cell, n, d_weight + int64_t{r} * kTaps * channels + c,
+                                           channels);
     }
   }
+}
+
+template <int kTaps>
+static void depthwise_grad_taps(const float* const* rows, int tap_rows, int64_t cell, const float* d_y,
+                                int64_t d_y_cell, int n, int channels, float* d_weight) {
+  if (cell == 16 && d_y_cell == 16)
+    depthwise_grad_cells<kTaps, 16>(rows, tap_rows, 16, d_y, 16, n, channels, d_weight);
+  else
+    depthwise_grad_cells<kTaps, 0>(rows, tap_rows, cell, d_y, d_y_cell, n, channels, d_weight);
 }
 
 static void depthwise_grad(const float* const* rows, int tap_rows, int taps, int64_t cell, const float* d_y,
                            int64_t d_y_cell, int n, int channels, float* d_weight) {
   switch (taps) {
-    case 1: return depthwise_grad_taps<1>(rows, tap_rows, cell, d_y, d_y_cell, n, channels, d_weight);
-    case 3: return depthwise_grad_taps<3>(rows, tap_rows, cell, d_y, d_y_cell, n, channels, d_weight);
-    case 5: return depthwise_grad_taps<5>(rows, tap_rows, cell, d_y, d_y_cell, n, channels, d_weight);
-    case 7: return depthwise_grad_taps<7>(rows, tap_rows, cell, d_y, d_y_cell, n, channels, d_weight);
+    case 1:
+      return depthwise_grad_taps<1>(rows, tap_rows, cell, d_y, d_y_cell, n, channels, d_weight);
+    case 3:
+      return depthwise_grad_taps<3>(rows, tap_rows, cell, d_y, d_y_cell, n, channels, d_weight);
+    case 5:
+      return depthwise_grad_taps<5>(rows, tap_rows, cell, d_y, d_y_cell, n, channels, d_weight);
+    case 7:
+      return depthwise_grad_taps<7>(rows, tap_rows, cell, d_y, d_y_cell, n, channels, d_weight);
   }
   for (int r = 0; r < tap_rows; ++r)
     for (int e = 0; e < taps; ++e)

@@ -12,6 +12,17 @@ NCA_INLINE void store(float* p, vf v) { *(vf_unaligned*)p = v; }
 // "vf{} + s" would not fold to a broadcast, because of signed zeros; "s - vf{}" does.
 NCA_INLINE vf splat(float s) { return s - vf{}; }
 
+// Keeps a loaded vector in its register: left alone, the compiler folds the load into every use of it, and the loads
+// become the bottleneck.
+#if defined(__x86_64__)
+NCA_INLINE vf in_register(vf v) {
+  __asm__("" : "+v"(v));
+  return v;
+}
+#else
+NCA_INLINE vf in_register(vf v) { return v; }
+#endif
+
 // A few whole vectors: what memcpy would spend on its call is more than the copy itself.
 NCA_INLINE void copy(const float* from, float* to, int n) {
   for (int i = 0; i < n; i += kVL) store(to + i, load(from + i));
@@ -122,8 +133,7 @@ static void product(const Rows& a, const float* b, int64_t b_stride, int K, int 
   if constexpr (kWideColumns > 2)
     for (; j + 2 * kVL <= n; j += 2 * kVL)
       product_columns<2, kStart, kFinish>(a, b + j, b_stride, K, bias + j, out + j, out_stride, m);
-  for (; j < n; j += kVL)
-    product_columns<1, kStart, kFinish>(a, b + j, b_stride, K, bias + j, out + j, out_stride, m);
+  for (; j < n; j += kVL) product_columns<1, kStart, kFinish>(a, b + j, b_stride, K, bias + j, out + j, out_stride, m);
 }
 
 // c[i][j] += sum_t a[t][i] * b[t][j] over m rows t, for RB rows and NV vectors of c.

@@ -67,9 +67,7 @@ def check_params(params: RolloutParams, state: Tensor, spec: RolloutSpec) -> Non
         raise TypeError(f"params must be an ncakern.RolloutParams; got {type(params).__name__}")
     channels, ndim = state.shape[-1], state.dim() - 2
     if spec.frozen_channels > channels:
-        raise ValueError(
-            f"frozen_channels must be at most the state's {channels} channels; got {spec.frozen_channels}"
-        )
+        raise ValueError(f"frozen_channels must be at most the state's {channels} channels; got {spec.frozen_channels}")
     for name in ("perceive_weight", "hidden_weight"):
         require_tensor(name, getattr(params, name))
     weight = params.perceive_weight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -30,14 +30,15 @@ class Unavailable:
         return self.reason
 
 
-def _import_backend(name: str) -> ModuleType | Unavailable:
+def _import_backend(name: str) -> Any:
+    """The backend's module, which exports what `backends/__init__.py` says; or what stands for it."""
     try:
         return importlib.import_module(f"ncakern.backends.{name}")
     except ImportError as error:
         return Unavailable(name, error)
 
 
-BACKENDS = {name: _import_backend(name) for name in DEVICES}
+BACKENDS: dict[str, Any] = {name: _import_backend(name) for name in DEVICES}
 
 _reported: set[str] = set()
 

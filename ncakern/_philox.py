@@ -53,7 +53,7 @@ def fire_bits(
     extent: tuple[int, ...],
     device: torch.device,
 ) -> Tensor:
-    """Which cells fire: bool ``[B, *S]`` for ``shape = (B, *S)``. Arguments as in :func:`ncakern.fire_mask`, checked."""
+    """Which cells fire: bool ``[B, *S]`` for ``shape = (B, *S)``. Checked arguments of :func:`ncakern.fire_mask`."""
     batch, *rows, width = shape
 
     def word(start: int, count: int) -> Tensor:

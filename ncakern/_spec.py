@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 PERCEPTIONS = ("depthwise", "dense")
 PADDINGS = ("reflect", "zeros", "replicate", "circular")
@@ -91,6 +91,10 @@ class RolloutParams(NamedTuple):
     out_weight: Tensor
     norm_weight: Tensor | None = None
     norm_bias: Tensor | None = None
+
+    def to(self, dtype: dtype) -> RolloutParams:
+        """The same parameters in another dtype."""
+        return RolloutParams._make([None if tensor is None else tensor.to(dtype) for tensor in self])
 
 
 class Problem(NamedTuple):

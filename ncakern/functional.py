@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ncakern import _dispatch, ops
@@ -107,7 +108,7 @@ def nca_rollout(
         )
     return ops.rollout(
         state,
-        RolloutParams(*[None if p is None else p.float() for p in params]),
+        params.to(torch.float32),
         spec,
         steps,
         seed=seed_tensor(seed),

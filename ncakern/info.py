@@ -29,7 +29,9 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ncakern.info", description=__doc__.splitlines()[0].split(": ", 1)[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m ncakern.info", description=__doc__.splitlines()[0].split(": ", 1)[1]
+    )
     parser.add_argument("--size", type=int, nargs="+", metavar="N", help="cells per axis, two or three numbers")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--channels", type=int, default=16)

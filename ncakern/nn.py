@@ -100,7 +100,7 @@ class NCA(nn.Module):
             for tensor in tensors:
                 nn.init.uniform_(tensor, -bound, bound)
         nn.init.zeros_(self.out_weight)
-        if self.norm_weight is not None:
+        if self.norm_weight is not None and self.norm_bias is not None:
             nn.init.ones_(self.norm_weight)
             nn.init.zeros_(self.norm_bias)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -71,9 +70,8 @@ def rollout(
 )
 def nca_rollout(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Forward: the final state, the states kept for the backward pass, and the norm statistics of every step."""
-    *inputs, keep = inputs
-    backend, tensors, keywords = _unpack(inputs)
-    return backend.fwd(*tensors, **keywords, keep=keep)
+    backend, tensors, keywords = _unpack(inputs[:-1])
+    return backend.fwd(*tensors, **keywords, keep=inputs[-1])
 
 
 @torch.library.custom_op(
@@ -85,10 +83,10 @@ def nca_rollout_bwd(d_out: Tensor, kept: Tensor, stats: Tensor, *inputs: Any) ->
     """Backward: the gradient of every tensor in ``_TENSORS``; an empty tensor for those that are absent."""
     backend, (state, *others), keywords = _unpack(inputs)
     gradients = backend.bwd(d_out.contiguous(), state, kept, stats, *others, **keywords)
-    return tuple(state.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return tuple(d_out.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _unpack(inputs: Any) -> tuple[ModuleType, list[Tensor | None], dict[str, Any]]:
+def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str, Any]]:
     """The backend, its tensors (contiguous, which is what backends rely on) and its keyword arguments."""
     tensors, (seed, *options, backend) = inputs[:_NUM_TENSORS], inputs[_NUM_TENSORS:]
     spec, call = options[: len(_SPEC_NAMES)], options[len(_SPEC_NAMES) :]
@@ -100,9 +98,9 @@ def _unpack(inputs: Any) -> tuple[ModuleType, list[Tensor | None], dict[str, Any
 
 @nca_rollout.register_fake
 def _rollout_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *inputs, keep = inputs
-    named = dict(zip(_SPEC_NAMES + _CALL_NAMES, inputs[_NUM_TENSORS + 1 : -1], strict=True))
-    state, perceive_weight, _, hidden_weight, *_ = inputs
+    *given, keep = inputs
+    named = dict(zip(_SPEC_NAMES + _CALL_NAMES, given[_NUM_TENSORS + 1 : -1], strict=True))
+    state, perceive_weight, _, hidden_weight, *_ = given
     batch, *size, channels = state.shape
     steps, keep_every = named["steps"], named["keep_every"]
     num_kept = (steps + keep_every - 1) // keep_every - 1 if keep else 0
@@ -121,7 +119,7 @@ def _rollout_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         spec=RolloutSpec(**{name: named[name] for name in _SPEC_NAMES}),
         steps=steps,
     )
-    width = _dispatch.BACKENDS[inputs[-1]].stats_width(problem)
+    width = _dispatch.BACKENDS[given[-1]].stats_width(problem)
     groups = 1 if named["norm"] == "batch" else batch
     return out, kept, state.new_empty((steps, groups, width), dtype=torch.float64)
 
@@ -133,12 +131,11 @@ def _rollout_bwd_fake(d_out: Tensor, kept: Tensor, stats: Tensor, *inputs: Any) 
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *inputs, _ = inputs
     _, kept, stats = output
     ctx.mark_non_differentiable(kept, stats)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(kept, stats, *inputs[: _NUM_TENSORS + 1])
-    ctx.options = inputs[_NUM_TENSORS + 1 :]
+    ctx.options = inputs[_NUM_TENSORS + 1 : -1]
 
 
 def _backward(ctx: Any, d_out: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:

@@ -71,7 +71,7 @@ def _step(
 ) -> Tensor:
     """One step on ``[B, *S, C]``; half-precision states are computed in float32 and rounded once at the end."""
     dtype = torch.float64 if state.dtype == torch.float64 else torch.float32
-    params = RolloutParams(*[None if p is None else p.to(dtype) for p in params])
+    params = params.to(dtype)
     current = state.to(dtype)
     seen = current if perceive_from is None else perceive_from.to(dtype)
 
@@ -114,6 +114,7 @@ def _normalise(u: Tensor, params: RolloutParams, spec: RolloutSpec) -> Tensor:
     cells = tuple(range(0 if spec.norm == "batch" else 1, u.dim() - 1))
     mean = u.mean(cells, keepdim=True)
     variance = u.var(cells, correction=0, keepdim=True)
+    assert params.norm_weight is not None and params.norm_bias is not None
     return (u - mean) * torch.rsqrt(variance + NORM_EPS) * params.norm_weight + params.norm_bias
 
 

@@ -1,7 +1,6 @@
 """Every test starts from the same random state; tests that need hardware or data skip with a reason."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,9 +27,3 @@ def _same_start(request: pytest.FixtureRequest) -> None:
         pytest.skip("needs an accelerator; torch sees none")
     if request.node.get_closest_marker("data") and not os.environ.get("NCASEG_DATA"):
         pytest.skip("needs real images; set NCASEG_DATA to the folder that holds Task04_Hippocampus")
-
-
-@pytest.fixture
-def data_dir() -> Path:
-    """The folder that holds the real data sets; only for tests marked ``data``."""
-    return Path(os.environ["NCASEG_DATA"])

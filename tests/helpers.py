@@ -10,8 +10,8 @@ from torch import Tensor
 
 import ncakern
 
-# A result may be this many times as wrong as plain float32 PyTorch is on the same case. Below about 2 the order of a sum
-# already decides; 4 leaves room for that and for nothing else.
+# A result may be this many times as wrong as plain float32 PyTorch is on the same case. Below about 2 the order of a
+# sum already decides; 4 leaves room for that and for nothing else.
 TIMES_PLAIN_ERROR = 4.0
 # Plain PyTorch can be exact by luck (a single product, a sum of two). So much of the largest value is always allowed:
 # two roundings to float32.

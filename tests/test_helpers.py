@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from helpers import Case, assert_matches, make_inputs
 
 

@@ -48,7 +48,16 @@ def test_public_names() -> None:
         (
             ncakern.NCA,
             ["ndim", "channels", "hidden"],
-            ["perception", "num_filters", "kernel_size", "padding", "norm", "activation", "fire_rate", "frozen_channels"],
+            [
+                "perception",
+                "num_filters",
+                "kernel_size",
+                "padding",
+                "norm",
+                "activation",
+                "fire_rate",
+                "frozen_channels",
+            ],
         ),
         (
             ncakern.fire_mask,
@@ -78,7 +87,9 @@ def test_import_loads_neither_triton_nor_the_extension() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [ncakern._spec, ncakern._dispatch, ncakern.functional, ncakern.nn, ncakern.upstream], ids=lambda m: m.__name__
+    "module",
+    [ncakern._spec, ncakern._dispatch, ncakern.functional, ncakern.nn, ncakern.upstream],
+    ids=lambda m: m.__name__,
 )
 def test_examples_in_docstrings_run(module: object) -> None:
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -30,20 +31,34 @@ _STORAGES = ("float32", "bfloat16", "float16")
 
 
 @functools.cache
-def _load() -> ModuleType | ImportError:
-    """The extension, or why it cannot be imported."""
+def _import_extension() -> ModuleType | ImportError:
     try:
-        from ncakern import _cpu
+        return importlib.import_module("ncakern._cpu")
     except ImportError as error:
         return error
-    return _cpu
+
+
+@torch.compiler.assume_constant_result  # Dynamo neither traces the import nor the cache
+def _load() -> ModuleType | ImportError:
+    """The extension, or why it cannot be imported."""
+    return _import_extension()
+
+
+def _extension() -> ModuleType:
+    extension = _load()
+    if isinstance(extension, ImportError):
+        raise RuntimeError("the extension ncakern._cpu is not built or cannot be loaded") from extension
+    return extension
 
 
 def why_not(problem: Problem) -> str | None:
     """Why this backend cannot run ``problem``; None if it can."""
     extension = _load()
     if isinstance(extension, ImportError):
-        return f"the extension ncakern._cpu is not built or cannot be loaded ({extension}); reinstall with a C++ compiler"
+        return (
+            f"the extension ncakern._cpu is not built or cannot be loaded ({extension}); "
+            "reinstall with a C++ compiler"
+        )
     if problem.device != "cpu":
         return f"needs a CPU tensor; got device={problem.device}"
     if problem.dtype not in _STORAGES:
@@ -79,13 +94,15 @@ def choose_isa() -> str:
     return wanted
 
 
-def fwd(state: Tensor, *others: Tensor | None, steps: int, keep_every: int, keep: bool, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+def fwd(
+    state: Tensor, *others: Tensor | None, steps: int, keep_every: int, keep: bool, **keywords: Any
+) -> tuple[Tensor, Tensor, Tensor]:
     """See ``ncakern/backends/__init__.py``."""
     spec: RolloutSpec = keywords["spec"]
     inputs = dict(zip(_INPUTS, (state, *others), strict=True))
-    options = _options(inputs, steps=steps, keep_every=keep_every, **keywords)
+    options = _options(state, others, steps=steps, keep_every=keep_every, **keywords)
     num_kept = max(0, -(-steps // keep_every) - 1) if keep else 0
-    out, kept = torch.empty_like(state), state.new_empty((num_kept, *state.shape))
+    out, kept = state.new_empty(state.shape), state.new_empty((num_kept, *state.shape))
     stats = state.new_empty((0, 0, 0), dtype=torch.float64)
     if keep and spec.norm != "none":
         width = (1 + options["filters"]) * options["channels"]
@@ -93,17 +110,19 @@ def fwd(state: Tensor, *others: Tensor | None, steps: int, keep_every: int, keep
         stats = state.new_empty((steps, groups, width + width * width), dtype=torch.float64)
     outputs = {"out": out, "kept": kept if num_kept else None, "stats": stats if stats.numel() else None}
     if state.numel():
-        _load().fwd(_arrays(inputs | outputs), options)
+        _extension().fwd(_arrays(inputs | outputs), options)
     return out, kept, stats
 
 
-def bwd(d_out: Tensor, state: Tensor, kept: Tensor, stats: Tensor, *others: Tensor | None, **keywords: Any) -> tuple[Tensor | None, ...]:
+def bwd(
+    d_out: Tensor, state: Tensor, kept: Tensor, stats: Tensor, *others: Tensor | None, **keywords: Any
+) -> tuple[Tensor | None, ...]:
     """See ``ncakern/backends/__init__.py``."""
     inputs = dict(zip(_INPUTS, (state, *others), strict=True))
     gradients = {f"d_{name}": None if t is None else torch.zeros_like(t) for name, t in inputs.items()}
     saved = {"d_out": d_out, "kept": kept if kept.numel() else None, "stats": stats if stats.numel() else None}
     if state.numel():
-        _load().bwd(_arrays(inputs | gradients | saved), _options(inputs, **keywords))
+        _extension().bwd(_arrays(inputs | gradients | saved), _options(state, others, **keywords))
     return tuple(gradients.values())
 
 
@@ -118,7 +137,8 @@ def _arrays(tensors: dict[str, Tensor | None]) -> dict[str, np.ndarray]:
 
 
 def _options(
-    inputs: dict[str, Tensor | None],
+    state: Tensor,
+    others: tuple[Tensor | None, ...],
     *,
     spec: RolloutSpec,
     steps: int,
@@ -130,14 +150,15 @@ def _options(
     keep_every: int,
 ) -> dict[str, Any]:
     """Sizes and settings as the extension takes them; 2D calls get a leading axis of one cell."""
-    state, weight = inputs["state"], inputs["perceive_weight"]
+    weight, _, hidden_weight, *_ = others
+    assert weight is not None and hidden_weight is not None
     batch, *size, channels = state.shape
     missing = 3 - len(size)
     return {
         "batch": batch,
         "channels": channels,
         "filters": weight.shape[0],
-        "hidden": inputs["hidden_weight"].shape[0],
+        "hidden": hidden_weight.shape[0],
         "size": [1] * missing + size,
         "kernel": [1] * missing + list(weight.shape[-len(size) :]),
         "origin": [0] * missing + list(origin),

@@ -1,4 +1,4 @@
-"""Kernel tests: uninitialised memory holds NaN, so that a value nobody wrote is seen; one thread unless a test says so."""
+"""Kernel tests: uninitialised memory holds NaN, so that a value nobody wrote is seen; one thread by default."""
 
 from collections.abc import Iterator
 

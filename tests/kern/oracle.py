@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import numpy as np
-
 from helpers import Case, Inputs
 
 
@@ -68,9 +67,9 @@ def _step(case: Case, tensors: dict[str, np.ndarray], state: np.ndarray, step: i
         for f in range(case.num_filters):
             features += [_filter(case, tensors, seen, cell, f, c) for c in range(channels)]
         weight, bias = tensors["hidden_weight"], tensors["hidden_bias"]
-        hidden[cell] = np.array([
-            bias[j] + math.fsum(weight[j, i] * value for i, value in enumerate(features)) for j in range(len(bias))
-        ])
+        hidden[cell] = np.array(
+            [bias[j] + math.fsum(weight[j, i] * value for i, value in enumerate(features)) for j in range(len(bias))]
+        )
     if spec.norm != "none":
         _normalise(spec.norm, tensors, hidden)
 

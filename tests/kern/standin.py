@@ -55,8 +55,7 @@ class StandIn:
             found = iter(torch.autograd.grad(out, present, d_out, allow_unused=True))
             gradients = [None if t is None else next(found) for t in leaves]
             return tuple(
-                g if t is None or g is not None else torch.zeros_like(t)
-                for t, g in zip(leaves, gradients, strict=True)
+                g if t is None or g is not None else torch.zeros_like(t) for t, g in zip(leaves, gradients, strict=True)
             )
 
         # Inside an operator autograd is off for the whole thread, so differentiate in another one.

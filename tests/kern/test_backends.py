@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers import Case, assert_matches, make_inputs, run_case, run_with_gradients
 
 import ncakern
-from helpers import Case, assert_matches, make_inputs, run_case, run_with_gradients
 
 BF16, FP16 = torch.bfloat16, torch.float16
 

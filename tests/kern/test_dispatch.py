@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers import Case, make_inputs, run_case
 
 import ncakern
-from helpers import Case, make_inputs, run_case
 from ncakern import _dispatch
 from ncakern._env import read_env
 

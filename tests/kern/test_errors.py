@@ -53,7 +53,11 @@ BAD_CALLS = [
     ({"state": torch.zeros(2, 5, 6, 7, C)}, ValueError, r"perceive_weight must be \[F, 4, k, k, k\]"),
     ({"state": torch.zeros(2, 1, 6, C)}, ValueError, "state must have at least 2 cells on spatial axis 0.*reflect"),
     (
-        {"state": torch.zeros(2, 2, 6, C), "spec": CIRCULAR, "params": _params(perceive_weight=torch.zeros(1, C, 7, 3))},
+        {
+            "state": torch.zeros(2, 2, 6, C),
+            "spec": CIRCULAR,
+            "params": _params(perceive_weight=torch.zeros(1, C, 7, 3)),
+        },
         ValueError,
         "state must have at least 3 cells on spatial axis 0.*circular",
     ),
@@ -73,7 +77,10 @@ BAD_CALLS = [
     ({"params": _params(out_weight=torch.zeros(HIDDEN, C))}, ValueError, r"out_weight must have shape \(4, 6\)"),
     ({"params": _params(hidden_bias=torch.zeros(HIDDEN).double())}, TypeError, "hidden_bias must be float32"),
     (
-        {"state": torch.zeros(2, 5, 6, C).bfloat16(), "params": _params(perceive_weight=torch.zeros(1, C, 3, 3).bfloat16())},
+        {
+            "state": torch.zeros(2, 5, 6, C).bfloat16(),
+            "params": _params(perceive_weight=torch.zeros(1, C, 3, 3).bfloat16()),
+        },
         TypeError,
         "perceive_bias must be bfloat16.*got torch.float32",
     ),
@@ -109,7 +116,11 @@ BAD_CALLS = [
     ({**HALF_TILE, "spec": CIRCULAR}, ValueError, "extent must equal.*padding='circular'"),
     # optional tensors
     ({"perceive_from": torch.zeros(2, 5, 6, C)}, ValueError, "steps must be 1 when perceive_from is given"),
-    ({"perceive_from": torch.zeros(1, 5, 6, C), "steps": 1}, ValueError, r"perceive_from must have shape \(2, 5, 6, 4\)"),
+    (
+        {"perceive_from": torch.zeros(1, 5, 6, C), "steps": 1},
+        ValueError,
+        r"perceive_from must have shape \(2, 5, 6, 4\)",
+    ),
     ({"perceive_from": torch.zeros(2, 5, 6, C).half(), "steps": 1}, TypeError, "perceive_from must be float32"),
     ({"perceive_from": 0, "steps": 1}, TypeError, "perceive_from must be a torch.Tensor"),
     ({"modulation": torch.zeros(2, HIDDEN)}, TypeError, "modulation must be a pair"),

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import Case, Inputs, assert_matches, make_inputs, run_case, run_with_gradients
 
 import ncakern
-from helpers import Case, Inputs, assert_matches, make_inputs, run_case, run_with_gradients
 
 CASES = [
     Case(size=(33, 47), channels=16, hidden=64, batch=1),

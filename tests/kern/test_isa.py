@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers import Case, assert_matches, make_inputs, run_with_gradients
 
 import ncakern
-from helpers import Case, assert_matches, make_inputs, run_with_gradients
 from ncakern._env import VARIABLES
 
 CASES = [

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-
-import ncakern
 from helpers import Case, Inputs, make_inputs, run_case, run_with_gradients
 from kern.standin import StandIn
+
+import ncakern
 from ncakern import _dispatch, ops
 
 CASES = [
@@ -59,7 +59,9 @@ def test_operator_passes_opcheck_on_a_permuted_layout(backend: str) -> None:
 def test_backward_operator_passes_opcheck(backend: str) -> None:
     case = CASES[1]
     inputs = make_inputs(case)
-    arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in _operator_arguments(case, inputs, backend, keep=True)]
+    arguments = [
+        a.detach() if isinstance(a, torch.Tensor) else a for a in _operator_arguments(case, inputs, backend, keep=True)
+    ]
     out, kept, stats = ops.nca_rollout(*arguments)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     result = torch.library.opcheck(
@@ -106,7 +108,9 @@ def test_gradient_of_an_expanded_tensor(backend: str) -> None:
 def test_double_backward_says_what_to_do(backend: str) -> None:
     case = Case(size=(3, 5))
     inputs = make_inputs(case)
-    (d_state,) = torch.autograd.grad(run_case(case, inputs, backend=backend).square().sum(), [inputs.state], create_graph=True)
+    (d_state,) = torch.autograd.grad(
+        run_case(case, inputs, backend=backend).square().sum(), [inputs.state], create_graph=True
+    )
     with pytest.raises(RuntimeError, match=r"no gradient of a gradient.*use backend='reference'"):
         d_state.sum().backward()
 
@@ -131,7 +135,9 @@ def test_compiled_rollout_equals_eager(case: Case, backend: str, compiled: Calla
         assert torch.equal(actual, expected)
         named = inputs.named()
         expected_gradients = torch.autograd.grad(expected, list(named.values()))
-        for name, a, b in zip(named, torch.autograd.grad(actual, list(named.values())), expected_gradients, strict=True):
+        for name, a, b in zip(
+            named, torch.autograd.grad(actual, list(named.values())), expected_gradients, strict=True
+        ):
             assert torch.equal(a, b), name
 
 

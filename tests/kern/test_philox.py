@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
+from kern.oracle import cell_fires
 
 import ncakern
-from kern.oracle import cell_fires
 from ncakern._philox import philox4x32
 
 # Random123, kat_vectors: counter, key, output of philox4x32-10.

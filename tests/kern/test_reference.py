@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-
-import ncakern
 from helpers import Case, make_inputs, run_case
 from kern.oracle import rollout_by_loops
+
+import ncakern
 
 ORACLE_CASES = [
     Case(size=(3, 4)),

@@ -34,7 +34,9 @@ def _upstream_step(tensors: dict[str, Tensor], state: Tensor, *, frozen: int) ->
     y = F.linear(y, tensors["fc0.weight"], tensors["fc0.bias"])
     if "bn.weight" in tensors:
         channels_first = y.movedim(-1, 1)
-        y = F.batch_norm(channels_first, None, None, tensors["bn.weight"], tensors["bn.bias"], training=True).movedim(1, -1)
+        y = F.batch_norm(channels_first, None, None, tensors["bn.weight"], tensors["bn.bias"], training=True).movedim(
+            1, -1
+        )
     delta = F.linear(F.relu(y), tensors["fc1.weight"])
     return torch.cat((state[..., :frozen], (state + delta)[..., frozen:]), -1)
 

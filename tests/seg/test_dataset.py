@@ -164,7 +164,7 @@ def test_unreadable_files_are_named(tmp_path, image, label):
 
 
 @pytest.mark.data
-@pytest.mark.skipif("NCASEG_DATA" not in os.environ, reason="set NCASEG_DATA to the folder that holds Task04_Hippocampus")
+@pytest.mark.skipif("NCASEG_DATA" not in os.environ, reason="needs NCASEG_DATA, the folder of Task04_Hippocampus")
 def test_hippocampus_volumes_load_with_their_labels():
     cases = find_cases(Path(os.environ["NCASEG_DATA"]) / "Task04_Hippocampus")
     assert len(cases) >= 100

@@ -1,0 +1,71 @@
+"""The record: rows survive the file, tables say what the rows say, unlike machines are not compared."""
+
+import pytest
+from cases import load_cases
+from compare import check_comparable, compare
+from measure import Timing
+from record import read, saved_row, timing_rows, write
+from report import replace_between_markers, table
+
+CASE = load_cases()["A"]
+RUN = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "commit": "0123456789",
+    "dirty": False,
+    "machine": {"cpu": "Some CPU @ 2 GHz", "cpus": 8, "torch_threads": 2, "torch_isa": "AVX2", "kernel_isa": "avx2"},
+    "versions": {"ncakern": "0.1.0", "torch": "2.13.0", "numpy": "2.4", "python": "3.11.7", "os": "Linux"},
+}
+
+
+@pytest.fixture
+def rows():
+    """The kernel takes 10 ms, eager PyTorch 250: 52.43 and 2.10 million cell-steps per second of 524,288."""
+    timings = {"eager": Timing(249.0, 250.0, 251.0, 7), "kernel": Timing(9.0, 10.0, 11.0, 50)}
+    found = [row for mode in ("forward", "training") for row in timing_rows(CASE, mode, timings)]
+    return found + [saved_row(CASE, "eager", 1000 * CASE.cell_steps), saved_row(CASE, "kernel", 64 * CASE.cell_steps)]
+
+
+def test_rows_hold_throughput_quantiles_and_bytes(rows):
+    by_provider = {row["provider"]: row for row in rows if row["mode"] == "forward"}
+    assert by_provider["kernel"]["value"] == pytest.approx(52.4288)
+    assert by_provider["kernel"]["value_p20"] == pytest.approx(58.254, abs=1e-3)
+    assert by_provider["eager"]["rounds"] == 7
+    assert [row["value"] for row in rows if row["metric"] == "saved"] == [1000, 64]
+
+
+def test_record_survives_the_file_and_carries_its_conditions(rows, tmp_path):
+    path = write(rows, RUN, tmp_path)
+    assert path.relative_to(tmp_path).as_posix() == "some-cpu-2-ghz-2threads/20260102T030405-0123456789.jsonl"
+    assert read(path) == [RUN | row for row in rows]
+    assert write(rows, RUN | {"dirty": True}, tmp_path).name.endswith("-dirty.jsonl")
+
+
+def test_table_shows_ratios_and_conditions(rows):
+    text = table([RUN | row for row in rows])
+    assert "| A | forward | 2.10 | 52.43 | 25.0x | 20x eager, 4x compile |" in text
+    assert "| A | 1000 | 64 |" in text
+    assert "2 threads of 8 logical CPUs" in text
+
+
+def test_table_replaces_what_lies_between_the_markers():
+    page = "a\n<!-- benchmarks: begin -->\nold\n<!-- benchmarks: end -->\nb\n"
+    assert replace_between_markers(page, "new").splitlines()[2] == "new"
+    assert replace_between_markers(page, "new").splitlines()[-1] == "b"
+    with pytest.raises(SystemExit, match="must hold"):
+        replace_between_markers("no place for it", "new")
+
+
+def test_compare_shows_the_ratio_of_equal_rows(rows):
+    before = [RUN | row for row in rows]
+    after = [row | {"value": 2 * row["value"]} for row in before if row["provider"] == "kernel"]
+    lines = compare(before, after).splitlines()[1:]
+    assert len(lines) == 3
+    assert all(line.endswith("2.00x") for line in lines)
+
+
+@pytest.mark.parametrize(("group", "name"), [("machine", "cpu"), ("machine", "torch_threads"), ("versions", "torch")])
+def test_unlike_runs_are_refused(group, name):
+    other = RUN | {group: RUN[group] | {name: "another"}}
+    with pytest.raises(SystemExit, match=name):
+        check_comparable(RUN, other)
+    check_comparable(RUN, RUN | {"commit": "another"})

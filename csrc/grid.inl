@@ -1,0 +1,220 @@
+// The grid of one call: sizes rounded up to whole vectors, the pieces of work, padded states and fire bits.
+
+static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// Index that padding reads for i in [-p, n + p); -1 is a zero.
+static inline int padded_index(int i, int n, Padding padding) {
+  if (i >= 0 && i < n) return i;
+  switch (padding) {
+    case Padding::kReflect:
+      return i < 0 ? -i : 2 * n - 2 - i;
+    case Padding::kReplicate:
+      return i < 0 ? 0 : n - 1;
+    case Padding::kCircular:
+      return ((i % n) + n) % n;
+    default:
+      return -1;
+  }
+}
+
+constexpr int kSmallBatch = 24, kLargeBatch = 96;  // firing cells per product; small while all weights fit in L1
+constexpr int kMomentBatch = 48;                   // cells per update of the second moments
+constexpr int kFoldCells = 1024;                   // float32 sums run over at most about so many cells
+constexpr int kGroupCells = 1024;                  // cells whose fire bits are drawn at once
+
+struct Grid {
+  const RolloutArgs& args;
+  Workspace& workspace;
+
+  int B, D, H, W, C, Cp, F, V, h, hp;  // Cp, hp: rounded up to whole vectors; V = (1+F)*Cp
+  int V_logical;                       // (1+F)*C, the order of the caller's arrays
+  int kd, kh, kw, pd, ph, pw;
+  int tap_count;                     // rows under the filter: kd*kh
+  int run;                           // floats under the filter in one of them: kw*Cp
+  int64_t rows, plane, cells;        // rows of the batch; rows and cells of one sample
+  int64_t row_floats, state_floats;  // of a padded row and state
+  bool dense, has_norm, leaky, whole_fires;
+  int groups, slots;              // samples that share norm statistics; weights that differ by sample
+  int chunks_per_sample, chunks;  // fixed pieces of work, so that sums do not depend on the thread count
+  int *map_d, *map_h, *map_w;     // what padding reads, for indices from -pad on
+  float* zero_row;
+
+  Grid(const RolloutArgs& a, Workspace& w) : args(a), workspace(w) {
+    B = a.batch, D = a.size[0], H = a.size[1], W = a.size[2];
+    C = a.channels, F = a.filters, h = a.hidden;
+    Cp = round_up(C, kVL), hp = round_up(h, kVL), V = (1 + F) * Cp, V_logical = (1 + F) * C;
+    kd = a.kernel[0], kh = a.kernel[1], kw = a.kernel[2];
+    pd = kd / 2, ph = kh / 2, pw = kw / 2, tap_count = kd * kh, run = kw * Cp;
+    plane = int64_t{D} * H, rows = B * plane, cells = plane * W;
+    row_floats = int64_t{W + 2 * pw} * Cp, state_floats = rows * row_floats;
+    dense = a.perception == Perception::kDense, has_norm = a.norm != Norm::kNone;
+    leaky = a.activation == Activation::kLeakyRelu, whole_fires = a.fire_threshold >= (uint64_t{1} << 32);
+    groups = a.norm == Norm::kInstance ? B : 1;
+    slots = groups > 1 || a.scale != nullptr ? B : 1;
+    const int64_t moment_bytes = int64_t{8} * (V + int64_t{V} * V);
+    const int wanted = int(std::clamp<int64_t>((int64_t{8} << 20) / moment_bytes, 16, 128));
+    // Not below 512 cells either: shorter pieces leave products and fire bits half empty.
+    chunks_per_sample = int(std::clamp<int64_t>(cells / 512, 1, std::min<int64_t>(plane, std::max(1, wanted / B))));
+    chunks = B * chunks_per_sample;
+    make_maps();
+  }
+
+  template <class T>
+  T* take(int64_t n) {
+    return workspace.take<T>(n);
+  }
+  template <class T>
+  T* take_zeros(int64_t n) {
+    T* block = take<T>(n);
+    std::fill(block, block + n, T(0));
+    return block;
+  }
+  int64_t stats_width() const { return V_logical + int64_t{V_logical} * V_logical; }
+  int padded(int v) const { return v / C * Cp + v % C; }  // logical perception index -> packed
+
+  void make_maps() {
+    auto map = [&](int n, int p) {
+      int* m = take<int>(n + 2 * p);
+      for (int i = -p; i < n + p; ++i) m[i + p] = padded_index(i, n, args.padding);
+      return m + p;
+    };
+    map_d = map(D, pd), map_h = map(H, ph), map_w = map(W, pw);
+    zero_row = take_zeros<float>(std::max(row_floats, int64_t{W + 4 * pw} * F * Cp));
+  }
+
+  // ---- work --------------------------------------------------------------------------------------------
+
+  int rows_per_group() const { return std::max(1, kGroupCells / W); }
+  int sample_of_chunk(int chunk) const { return chunk / chunks_per_sample; }
+  int64_t chunk_begin(int chunk) const {
+    const int sample = chunk / chunks_per_sample, i = chunk % chunks_per_sample;
+    return sample * plane + plane * i / chunks_per_sample;
+  }
+  int64_t chunk_end(int chunk) const {
+    const int sample = chunk / chunks_per_sample, i = chunk % chunks_per_sample;
+    return sample * plane + plane * (i + 1) / chunks_per_sample;
+  }
+  // This thread's share of n pieces.
+  static void share(int64_t n, int64_t* begin, int64_t* end) {
+    const int64_t t = omp_get_thread_num(), count = omp_get_num_threads();
+    *begin = n * t / count, *end = n * (t + 1) / count;
+  }
+  template <class Body>  // body(chunk)
+  void for_chunks(Body body) const {
+    int64_t begin, end;
+    share(chunks, &begin, &end);
+    for (int64_t c = begin; c < end; ++c) body(int(c));
+  }
+  template <class Body>  // body(row) over this thread's rows
+  void for_rows(Body body) const {
+    for_chunks([&](int c) {
+      for (int64_t r = chunk_begin(c); r < chunk_end(c); ++r) body(r);
+    });
+  }
+  template <class Body>  // body(first row, number of rows, slot of weights): pieces small enough for Scratch::fire
+  void for_groups(Body body) const {
+    for_chunks([&](int c) {
+      const int step = rows_per_group();
+      for (int64_t r = chunk_begin(c); r < chunk_end(c); r += step)
+        body(r, int(std::min<int64_t>(step, chunk_end(c) - r)), slots > 1 ? sample_of_chunk(c) : 0);
+    });
+  }
+
+  // ---- padded states -----------------------------------------------------------------------------------
+
+  float* cell(float* state, int64_t row, int w) const { return state + row * row_floats + int64_t{w + pw} * Cp; }
+  const float* cell(const float* state, int64_t row, int w) const { return cell(const_cast<float*>(state), row, w); }
+
+  void fill_halo(float* state, int64_t row) const {
+    for (int i = 1; i <= pw; ++i)
+      for (int w : {-i, W - 1 + i}) {
+        if (map_w[w] < 0)
+          std::memset(cell(state, row, w), 0, sizeof(float) * Cp);
+        else
+          copy(cell(state, row, map_w[w]), cell(state, row, w), Cp);
+      }
+  }
+
+  // Contiguous [cells][C] in the storage dtype -> this thread's rows of a padded float32 state.
+  void load_state(const void* from, int64_t offset, float* state) const {
+    for_rows([&](int64_t row) {
+      if (C == Cp) {
+        load_values(args.storage, from, offset + row * W * C, W * C, cell(state, row, 0));
+      } else {
+        for (int w = 0; w < W; ++w) {
+          load_values(args.storage, from, offset + (row * W + w) * C, C, cell(state, row, w));
+          std::fill(cell(state, row, w) + C, cell(state, row, w) + Cp, 0.0f);
+        }
+      }
+      fill_halo(state, row);
+    });
+  }
+  void store_state(const float* state, void* to, int64_t offset) const {
+    for_rows([&](int64_t row) {
+      if (C == Cp)
+        store_values(args.storage, cell(state, row, 0), W * C, to, offset + row * W * C);
+      else
+        for (int w = 0; w < W; ++w) store_values(args.storage, cell(state, row, w), C, to, offset + (row * W + w) * C);
+    });
+  }
+
+  // Leftmost taps of the row's first cell, for every (D, H) offset of the filter.
+  void find_tap_rows(const float* state, int64_t row, const float** taps) const {
+    const int64_t sample = row / plane;
+    const int d = int(row % plane / H), y = int(row % H);
+    for (int i = -pd; i <= pd; ++i)
+      for (int j = -ph; j <= ph; ++j) {
+        const int dd = map_d[d + i], yy = map_h[y + j];
+        *taps++ = dd < 0 || yy < 0 ? zero_row : state + ((sample * D + dd) * H + yy) * row_floats;
+      }
+  }
+
+  // ---- fire bits ---------------------------------------------------------------------------------------
+
+  // fire[i][w] = 1 where cell w of row first + i updates in `step`. Counters of all rows run through one loop, since
+  // short rows would leave vectors half empty.
+  void draw_fire(int64_t first, int count, int step, uint8_t* fire) const {
+    if (whole_fires) {
+      std::memset(fire, 1, size_t(count) * W);
+      return;
+    }
+    const int64_t x_begin = args.origin[2] >> 2, blocks = ((args.origin[2] + W - 1) >> 2) - x_begin + 1;
+    const uint32_t k0 = uint32_t(args.seed), k1 = uint32_t(args.seed >> 32), t = args.first_step + uint32_t(step);
+    const uint32_t sample = args.first_sample + uint32_t(first / plane);
+    constexpr int kLanes = 64;
+    uint32_t x[kLanes], row[kLanes], words[4][kLanes];
+    int row_of[kLanes], begin_of[kLanes];  // where the four words go: row of the group, first cell (may be outside)
+    int64_t block = 0;
+    for (int r = 0; r < count;) {
+      int n = 0;
+      for (; n < kLanes && r < count; ++n) {
+        x[n] = uint32_t(x_begin + block), row[n] = global_row(first + r);
+        row_of[n] = r, begin_of[n] = int((x_begin + block) * 4 - args.origin[2]);
+        if (++block == blocks) block = 0, ++r;
+      }
+      for (int i = n; i < kLanes; ++i) x[i] = row[i] = 0;
+#pragma GCC ivdep
+      for (int i = 0; i < kLanes; ++i) {
+        uint32_t out[4];
+        philox4x32(x[i], row[i], sample, t, k0, k1, out);
+        words[0][i] = out[0], words[1][i] = out[1], words[2][i] = out[2], words[3][i] = out[3];
+      }
+      for (int i = 0; i < n; ++i)
+        for (int q = 0; q < 4; ++q) {
+          const int w = begin_of[i] + q;
+          if (w >= 0 && w < W) fire[int64_t{row_of[i]} * W + w] = words[q][i] < args.fire_threshold;
+        }
+    }
+  }
+  uint32_t global_row(int64_t row) const {
+    return uint32_t((args.origin[0] + row % plane / H) * args.extent[1] + args.origin[1] + row % H);
+  }
+  int list_firing(const uint8_t* fire, int* firing) const {
+    int n = 0;
+    for (int w = 0; w < W; ++w) {
+      firing[n] = w;
+      n += fire[w];
+    }
+    return n;
+  }
+};
