@@ -50,12 +50,11 @@ def time_interleaved(
     """Time the calls by turns, so that a slow moment of the machine falls on all of them.
 
     Args:
-        calls: name -> call. Each is called twice before the clock runs (compilation, thread pools, fresh pages).
+        calls: name -> call. Each is called once before the clock runs (compilation, thread pools, fresh pages).
         seconds: a call is left out of further rounds when its own time has reached this many seconds.
         min_rounds, max_rounds: bounds on the number of rounds of each call.
     """
     for call in calls.values():
-        call()
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     running = dict(calls)

@@ -104,6 +104,7 @@ class Compiled(Eager):
 
     def __init__(self, nca: ncakern.NCA, case: Case) -> None:
         super().__init__(nca, case)
+        torch.compiler.reset()  # cases come one after the other, and a function may be compiled eight times only
         self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
 
 

@@ -58,7 +58,7 @@ def test_time_interleaved_counts_rounds():
     calls = []
     work = {name: functools.partial(calls.append, name) for name in "ab"}
     timings = time_interleaved(work, seconds=0, min_rounds=5)
-    assert calls == ["a", "a", "b", "b", *"ab" * 5]
+    assert calls == ["a", "b", *"ab" * 5]
     assert timings["a"].num_rounds == 5
     assert timings["a"].p20_ms <= timings["a"].p50_ms <= timings["a"].p80_ms
 

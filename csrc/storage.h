@@ -22,6 +22,12 @@ inline uint16_t float_to_bf16(float value) {
   return uint16_t((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16);
 }
 
+#if defined(__aarch64__)
+typedef __fp16 float16;  // GCC 12 has _Float16 in C++ on x86 only
+#else
+typedef _Float16 float16;
+#endif
+
 inline int64_t storage_bytes(Storage storage) { return storage == Storage::kFloat32 ? 4 : 2; }
 
 inline void load_values(Storage storage, const void* from, int64_t offset, int n, float* to) {
@@ -31,7 +37,7 @@ inline void load_values(Storage storage, const void* from, int64_t offset, int n
     const uint16_t* p = static_cast<const uint16_t*>(from) + offset;
     for (int i = 0; i < n; ++i) to[i] = bf16_to_float(p[i]);
   } else {
-    const _Float16* p = static_cast<const _Float16*>(from) + offset;
+    const float16* p = static_cast<const float16*>(from) + offset;
     for (int i = 0; i < n; ++i) to[i] = float(p[i]);
   }
 }
@@ -43,8 +49,8 @@ inline void store_values(Storage storage, const float* from, int n, void* to, in
     uint16_t* p = static_cast<uint16_t*>(to) + offset;
     for (int i = 0; i < n; ++i) p[i] = float_to_bf16(from[i]);
   } else {
-    _Float16* p = static_cast<_Float16*>(to) + offset;
-    for (int i = 0; i < n; ++i) p[i] = _Float16(from[i]);
+    float16* p = static_cast<float16*>(to) + offset;
+    for (int i = 0; i < n; ++i) p[i] = float16(from[i]);
   }
 }
 
@@ -53,7 +59,7 @@ inline void round_values(Storage storage, float* values, int n) {
   if (storage == Storage::kBFloat16) {
     for (int i = 0; i < n; ++i) values[i] = bf16_to_float(float_to_bf16(values[i]));
   } else if (storage == Storage::kFloat16) {
-    for (int i = 0; i < n; ++i) values[i] = float(_Float16(values[i]));
+    for (int i = 0; i < n; ++i) values[i] = float(float16(values[i]));
   }
 }
 
