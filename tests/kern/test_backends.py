@@ -101,6 +101,31 @@ def test_fire_mask_and_frozen_channels_are_exact(case: Case, backend: str) -> No
     assert moved.numel() == 0 or moved.float().mean() > 0.5
 
 
+@pytest.mark.parametrize(
+    ("case", "mean"),
+    [
+        # Statistics from moments would cancel here: the mean is 100 times the deviation.
+        (Case(size=(6, 9, 20), channels=16, hidden=64, options={"norm": "batch", "frozen_channels": 1}), 100.0),
+        (Case(size=(6, 9, 20), channels=16, hidden=64, options={"norm": "instance"}), 100.0),
+        # Long sums: float32 partial sums are folded many times.
+        (Case(size=(31, 29, 33), channels=16, hidden=64, batch=1, options={"norm": "batch"}), 0.0),
+        (Case(size=(67, 129), channels=32, hidden=128, num_filters=2, options={"perception": "dense"}), 0.0),
+    ],
+    ids=["mean100-batch", "mean100-instance", "30k-cells-batch", "17k-cells-dense"],
+)
+def test_large_means_and_long_sums_stay_accurate(case: Case, mean: float, backend: str) -> None:
+    inputs = make_inputs(case)
+    with torch.no_grad():
+        inputs.state.add_(mean)
+        # Among so many hidden values some lie within rounding of the kink of the ReLU; here all lie above it.
+        bias = inputs.params.hidden_bias if inputs.params.norm_bias is None else inputs.params.norm_bias
+        bias.add_(30.0)
+    exact = run_with_gradients(case, inputs.to(torch.float64, torch.float64), backend="reference")
+    plain = run_with_gradients(case, inputs, backend="reference")
+    for name, tensor in run_with_gradients(case, inputs, backend=backend).items():
+        assert_matches(tensor, plain[name], exact[name], name=name)
+
+
 def test_two_runs_give_the_same_gradient_bits(backend: str) -> None:
     case = Case(size=(17, 19), channels=16, hidden=64, options={"norm": "batch"})
     inputs = make_inputs(case)
