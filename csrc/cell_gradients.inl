@@ -85,7 +85,7 @@ struct CellGradients : Adjoint {
     const StridedRows d_delta{s.d_delta, Cp};
     for (int j = 0; j < hp; j += kPanel) {
       const int width = w.width(j);
-      hidden_panel<Start::kBias>(s, slot, j, n, false);
+      hidden_panel(s, slot, j, n, false);
       product<Start::kZero>(d_delta, wt.at(j), width, Cp, width, nullptr, s.d_hidden, kPanel, n);
       leaky ? activation_bwd<true>(s, width, n) : activation_bwd<false>(s, width, n);
       const FixedRows<kPanel> d_hidden{s.d_hidden};
@@ -144,7 +144,8 @@ struct CellGradients : Adjoint {
           const int w = s.firing[q];
           centred(cell(source, row, w), y_row + int64_t{w} * d_y_cell, centre, s.v + int64_t{n} * V);
           const int64_t at = (row * W + w) * Cp;
-          copy(d_state + at, s.d_delta + int64_t{n} * Cp, Cp);
+          for (int c = 0; c < Cp; c += kVL)
+            store(s.d_delta + int64_t{n} * Cp + c, masked(load(d_state + at + c), free_channels + c));
           targets[n] = {d_source + at, d_y_row + int64_t{w + 2 * pw} * d_y_cell};
           if (++n == batch_cells) flush();
         }

@@ -4,6 +4,7 @@ struct Engine : Perceiver {
   int batch_cells;             // firing cells per product
   float *hidden_w, *hidden_b;  // [V][hp], [hp] before folding
   float* out_w;                // [hp][Cp], frozen columns zero
+  float* free_channels;        // [Cp] bit masks: zeros for frozen channels, which not even a NaN may reach
   float *folded_w, *folded_b;  // [slots] panels of [V][hp], [hp]
   double* chunk_moments;       // [chunks][V + V*V] around the pivot
   double* step_stats;          // [groups][V_logical + V_logical^2] of the current step
@@ -29,6 +30,8 @@ struct Engine : Perceiver {
       for (int v = 0; v < V_logical; ++v) hidden_w[int64_t{padded(v)} * hp + o] = args.hidden_weight[o * V_logical + v];
       for (int c = args.frozen_channels; c < C; ++c) out_w[o * Cp + c] = args.out_weight[c * h + o];
     }
+    free_channels = take_zeros<float>(Cp);
+    std::memset(free_channels + args.frozen_channels, 0xFF, sizeof(float) * (Cp - args.frozen_channels));
     folded_w = take<float>(int64_t{slots} * V * hp);
     folded_b = take<float>(int64_t{slots} * hp);
   }
@@ -182,18 +185,18 @@ struct Engine : Perceiver {
 
   // ---- update ------------------------------------------------------------------------------------------
 
-  template <Start kStart>
+  // s.hidden = act(folded_w . s.v + folded_b) for the hidden units of the panel at j.
   void hidden_panel(const Scratch& s, int slot, int j, int n, bool with_activation) const {
     const Panels w = folded(slot);
     const StridedRows v{s.v, V};
     const float* bias = folded_b + int64_t{slot} * hp + j;
     const int width = w.width(j);
     if (!with_activation)
-      product<kStart>(v, w.at(j), width, V, width, bias, s.hidden, kPanel, n);
+      product<Start::kBias>(v, w.at(j), width, V, width, bias, s.hidden, kPanel, n);
     else if (leaky)
-      product<kStart, Finish::kLeakyRelu>(v, w.at(j), width, V, width, bias, s.hidden, kPanel, n);
+      product<Start::kBias, Finish::kLeakyRelu>(v, w.at(j), width, V, width, bias, s.hidden, kPanel, n);
     else
-      product<kStart, Finish::kRelu>(v, w.at(j), width, V, width, bias, s.hidden, kPanel, n);
+      product<Start::kBias, Finish::kRelu>(v, w.at(j), width, V, width, bias, s.hidden, kPanel, n);
   }
 
   // targets[i] += out_weight . act(hidden(v[i])) for the n gathered cells.
@@ -202,7 +205,7 @@ struct Engine : Perceiver {
     if (gather_dense) perceive_dense(s, n, s.v + Cp, V);
     for (int j = 0; j < hp; j += kPanel) {
       const int width = folded(slot).width(j);
-      hidden_panel<Start::kBias>(s, slot, j, n, true);
+      hidden_panel(s, slot, j, n, true);
       const FixedRows<kPanel> a{s.hidden};
       if (j == 0)
         product<Start::kZero>(a, out_w, Cp, width, Cp, nullptr, s.delta, Cp, n);
@@ -210,8 +213,10 @@ struct Engine : Perceiver {
         product<Start::kAccumulate>(a, out_w + int64_t{j} * Cp, Cp, width, Cp, nullptr, s.delta, Cp, n);
     }
     for (int i = 0; i < n; ++i) {
-      for (int c = 0; c < Cp; c += kVL) store(s.targets[i] + c, load(s.targets[i] + c) + load(s.delta + i * Cp + c));
-      round_values(args.storage, s.targets[i], Cp);
+      float* target = s.targets[i];
+      for (int c = 0; c < Cp; c += kVL)
+        store(target + c, load(target + c) + masked(load(s.delta + i * Cp + c), free_channels + c));
+      round_values(args.storage, target, Cp);
     }
   }
 

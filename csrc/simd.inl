@@ -31,6 +31,9 @@ NCA_INLINE void add(const float* from, float* to, int n) {
   for (int i = 0; i < n; i += kVL) store(to + i, load(to + i) + load(from + i));
 }
 
+// v where the mask's bits are ones, 0 where they are zeros, whatever v is.
+NCA_INLINE vf masked(vf v, const float* mask) { return (vf)((vi)v & (vi)load(mask)); }
+
 // x where the comparison is false, so that a NaN passes through, as in torch.
 template <bool kLeaky>
 NCA_INLINE vf activate(vf x) {

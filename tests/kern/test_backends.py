@@ -160,3 +160,24 @@ def test_nan_and_infinity_spread_as_in_the_reference(backend: str) -> None:
     expected = run_case(case, inputs, backend="reference")
     actual = run_case(case, inputs, backend=backend)
     assert torch.equal(actual.isfinite(), expected.isfinite())
+
+
+@pytest.mark.parametrize("norm", ["none", "instance"])
+def test_nothing_reaches_a_frozen_channel(norm: str, backend: str) -> None:
+    case = Case(size=(5, 9), channels=5, steps=2, options={"fire_rate": 1.0, "frozen_channels": 2, "norm": norm})
+    inputs = make_inputs(case)
+    with torch.no_grad():
+        inputs.state[0, 2, 2, 4] = float("nan")
+        inputs.state[1, 2, 2, 3] = float("inf")
+    out = run_case(case, inputs, backend=backend)
+    assert torch.equal(out[..., :2], inputs.state[..., :2])
+    assert not out.isfinite().all()
+
+    # Nor does the gradient of what a frozen channel receives go anywhere else.
+    inputs = make_inputs(case)
+    out = run_case(case, inputs, backend=backend)
+    d_out = torch.zeros_like(out)
+    d_out[..., 1] = float("nan")
+    gradients = torch.autograd.grad(out, [inputs.state, inputs.params.hidden_weight], d_out)
+    assert gradients[0][..., 0].eq(0).all() and gradients[0][..., 2:].eq(0).all()
+    assert gradients[1].eq(0).all()
