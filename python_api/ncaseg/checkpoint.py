@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 import ncakern
 from ncaseg import config, files, zoo
@@ -36,7 +36,8 @@ def save_model(path: str | Path, model: M3D, cfg: config.Config, extra: Mapping[
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with files.replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata | dict({} if extra is None else extra))
+        # Not save_file, whose files nobody but the owner may read.
+        temporary.write_bytes(save(tensors, metadata=metadata | dict({} if extra is None else extra)))
 
 
 def load_model(name_or_path: str | Path) -> tuple[M3D, config.Config, dict[str, str]]:
