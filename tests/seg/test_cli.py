@@ -69,6 +69,14 @@ def test_help_of_a_verb_exits_with_0(verb, capsys):
     assert f"ncaseg {verb}" in capsys.readouterr().out
 
 
+def test_waiting_threads_sleep_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    code = "import os, ncaseg.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
+    assert python("-c", code).stdout.splitlines()[-1] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert python("-c", code).stdout.splitlines()[-1] == "ACTIVE"
+
+
 def test_help_loads_neither_torch_nor_kernel():
     code = """
 import sys
