@@ -1,7 +1,7 @@
 """Turn the rows of a run into the table of the project's README, between its two markers.
 
-    python benchmarks/report.py COMMIT|FILE            print
-    python benchmarks/report.py COMMIT|FILE --write    and put it into README.md
+python benchmarks/report.py COMMIT|FILE            print
+python benchmarks/report.py COMMIT|FILE --write    and put it into README.md
 """
 
 import argparse

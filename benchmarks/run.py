@@ -1,7 +1,7 @@
 """Time cases x providers x modes in one process, print a table, and record the rows.
 
-    python benchmarks/run.py                        everything
-    python benchmarks/run.py --cases A B --providers eager kernel --seconds 5 --no-record
+python benchmarks/run.py                        everything
+python benchmarks/run.py --cases A B --providers eager kernel --seconds 5 --no-record
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Measure only what is right: run the kernel's tests first, and print no speed when one fails.
 
-    python benchmarks/verify.py [arguments of run.py]
+python benchmarks/verify.py [arguments of run.py]
 """
 
 import subprocess

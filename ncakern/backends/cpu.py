@@ -56,8 +56,7 @@ def why_not(problem: Problem) -> str | None:
     extension = _load()
     if isinstance(extension, ImportError):
         return (
-            f"the extension ncakern._cpu is not built or cannot be loaded ({extension}); "
-            "reinstall with a C++ compiler"
+            f"the extension ncakern._cpu is not built or cannot be loaded ({extension}); reinstall with a C++ compiler"
         )
     if problem.device != "cpu":
         return f"needs a CPU tensor; got device={problem.device}"

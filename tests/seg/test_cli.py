@@ -71,7 +71,8 @@ def test_help_of_a_verb_exits_with_0(verb, capsys):
 
 def test_waiting_threads_sleep_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    code = "import os, ncaseg.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
+    code = "import os; from ncaseg import cli\n"
+    code += "try: cli.main(['--help'])\nexcept SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
     assert python("-c", code).stdout.splitlines()[-1] == "PASSIVE"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert python("-c", code).stdout.splitlines()[-1] == "ACTIVE"

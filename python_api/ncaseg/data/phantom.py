@@ -12,9 +12,7 @@ SPACING_MM = (1.0, 0.9, 1.2)
 OBLIQUE_DEGREES = 7.0
 
 
-def write_phantoms(
-    folder: str | Path, count: int, seed: int = 0, size: tuple[int, int, int] = (24, 28, 24)
-) -> Path:
+def write_phantoms(folder: str | Path, count: int, seed: int = 0, size: tuple[int, int, int] = (24, 28, 24)) -> Path:
     """Write ``count`` cases (``imagesTr``, ``labelsTr``, ``dataset.json``) and return the folder.
 
     The bytes of the voxels depend on ``seed``, the case's number and ``size`` alone. The geometry is oblique with
