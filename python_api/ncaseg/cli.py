@@ -24,8 +24,8 @@ class UsageError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code; argparse itself exits with 2 on unknown arguments."""
-    # OpenMP reads this when torch loads it. Threads that wait then sleep instead of spinning: that costs some 8 % on idle
-    # cores, and on cores that other processes use, small volumes ran 14 times faster (two cores, 16,000 cells).
+    # OpenMP reads this when torch loads it. Threads that wait then sleep instead of spinning: that costs some 8 % on
+    # idle cores; on cores that other processes use, small volumes ran 14 times faster (two cores, 16,000 cells).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser()
     # key=value may follow the options, where argparse would call it unrecognized.
