@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -40,3 +40,17 @@ def load_cases() -> dict[str, Case]:
     """Read the cases, in the order of the file."""
     table = tomllib.loads(Path(__file__).with_name("cases.toml").read_text())
     return {name: Case(name=name, **(entry | {"size": tuple(entry["size"])})) for name, entry in table.items()}
+
+
+def load_gpu_cases() -> dict[str, Case]:
+    """Read the runs of gpu_cases.toml, named like "A-256x256x256-n4"; their marks are not those of the base case."""
+    bases = load_cases()
+    cases = {}
+    for name, entry in tomllib.loads(Path(__file__).with_name("gpu_cases.toml").read_text()).items():
+        base, runs = bases[entry.pop("base", name)], entry.pop("runs")
+        for run in runs:
+            size, steps = run.split(" n")
+            case_name = f"{name}-{size}-n{steps}"
+            cells = tuple(map(int, size.split("x")))
+            cases[case_name] = replace(base, name=case_name, size=cells, steps=int(steps), mark={}, **entry)
+    return cases

@@ -75,6 +75,35 @@ def summarize(times_ms: list[float]) -> Timing:
     return Timing(quintiles[0], statistics.median(times_ms), quintiles[3], len(times_ms))
 
 
+def time_on_device(call: Callable[[], None], *, seconds: float = 2.0, max_rounds: int = 30) -> Timing:
+    """Time a call on an accelerator by its own clock, from the first launch to the last result.
+
+    Two calls warm up (compilation, the allocator). Each round is waited for, as a user waits for a result.
+    """
+    for _ in range(2):
+        call()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    while len(times) < 3 or (len(times) < max_rounds and sum(times) < 1e3 * seconds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return summarize(times)
+
+
+def peak_bytes(call: Callable[[], None]) -> int:
+    """The most memory of an accelerator that a call holds at one time, on top of what was held before it."""
+    call()  # compilation and libraries take memory of their own the first time
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def saved_bytes(module: nn.Module, state: Tensor) -> int:
     """Count the bytes that one forward pass keeps for the backward pass: each storage once, parameters not at all."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}

@@ -78,7 +78,7 @@ class Eager(nn.Module):
         if self.norm is not None:
             hidden = self.norm(hidden.transpose(1, -1)).transpose(1, -1)
         change = self.out(torch.relu(hidden))
-        fires = (torch.rand(*state.shape[:-1], 1) < self.fire_rate).float()
+        fires = (torch.rand(*state.shape[:-1], 1, device=state.device) < self.fire_rate).float()
         updated = state + change * fires
         return torch.cat([state[..., : self.frozen_channels], updated[..., self.frozen_channels :]], dim=-1)
 
@@ -89,14 +89,15 @@ class Eager(nn.Module):
 
 
 class Kernel(nn.Module):
-    """The fused rollout on the CPU."""
+    """The fused rollout: the cpu backend on the CPU, triton on an accelerator; never a fall-back."""
 
-    def __init__(self, nca: ncakern.NCA, case: Case) -> None:
+    def __init__(self, nca: ncakern.NCA, case: Case, *, keep_every: int | str = 1) -> None:
         super().__init__()
-        self.nca, self.steps = nca, case.steps
+        self.nca, self.steps, self.keep_every = nca, case.steps, keep_every
 
-    def forward(self, state: Tensor) -> Tensor:
-        return self.nca(state, self.steps, backend="cpu")
+    def forward(self, state: Tensor, *, seed: int | None = None) -> Tensor:
+        backend = "cpu" if state.device.type == "cpu" else "triton"
+        return self.nca(state, self.steps, seed=seed, keep_every=self.keep_every, backend=backend)
 
 
 class Compiled(Eager):

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy
@@ -15,7 +16,7 @@ from cases import Case
 from measure import Timing
 
 import ncakern
-from ncakern.backends.cpu import choose_isa
+from ncakern.backends import cpu
 
 RESULTS = Path(__file__).with_name("results")
 THROUGHPUT, SAVED = "million cell-steps/s", "bytes/cell-step"
@@ -32,7 +33,8 @@ def _git(*arguments: str) -> str | None:
 
 def describe_run() -> dict:
     """Say what was run and where: commit, machine, versions; the same for all rows of a run."""
-    commit = _git("rev-parse", "--short=10", "HEAD")
+    # A copy of the tree without its history says by a variable which commit it is.
+    commit = _git("rev-parse", "--short=10", "HEAD") or os.environ.get("NCAKERN_BENCH_COMMIT")
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return {
@@ -44,7 +46,8 @@ def describe_run() -> dict:
             "cpus": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "torch_isa": torch.backends.cpu.get_cpu_capability(),
-            "kernel_isa": choose_isa(),
+            "kernel_isa": cpu.choose_isa() if cpu.variants() else "none",
+            **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         },
         "versions": {
             "ncakern": ncakern.__version__,
@@ -52,6 +55,7 @@ def describe_run() -> dict:
             "numpy": numpy.__version__,
             "python": platform.python_version(),
             "os": platform.platform(terse=True),
+            **({"triton": version("triton"), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}),
         },
     }
 
@@ -73,21 +77,39 @@ def timing_rows(case: Case, mode: str, timings: dict[str, Timing]) -> Iterable[d
 
 def saved_row(case: Case, provider: str, num_bytes: int) -> dict:
     """Make the row of the bytes kept for the backward pass."""
-    value = num_bytes / case.cell_steps
-    return {**_key(case, provider, "training"), "metric": "saved", "unit": SAVED, "value": value}
+    return plain_row(case, provider, "training", "saved", SAVED, num_bytes / case.cell_steps)
+
+
+def plain_row(case: Case, provider: str, mode: str, metric: str, unit: str, value: float) -> dict:
+    """Make a row of one number."""
+    return {**_key(case, provider, mode), "metric": metric, "unit": unit, "value": value}
+
+
+def failed_row(case: Case, provider: str, mode: str, reason: str) -> dict:
+    """Make the row of a figure that there is none of."""
+    return {**_key(case, provider, mode), "metric": "failed", "reason": reason}
 
 
 def write(rows: list[dict], run: dict, root: Path = RESULTS) -> Path:
     """Write the rows of one run as JSON lines, under a name that no other run has; return the path."""
-    slug = re.sub(r"[^a-z0-9]+", "-", run["machine"]["cpu"].lower()).strip("-")
-    folder = root / f"{slug}-{run['machine']['torch_threads']}threads"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = root / f"{slug(run['machine']['cpu'])}-{run['machine']['torch_threads']}threads"
     stamp = re.sub(r"[-:]|\+.*", "", run["date"])
     path = folder / f"{stamp}-{run['commit']}{'-dirty' if run['dirty'] else ''}.jsonl"
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(run | row) + "\n" for row in rows))
-    part.rename(path)
+    write_file(path, "".join(json.dumps(run | row) + "\n" for row in rows))
     return path
+
+
+def slug(name: str) -> str:
+    """Make a folder's name of a machine's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a whole file or none, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.rename(path)
 
 
 def read(path: Path) -> list[dict]:

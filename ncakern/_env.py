@@ -10,6 +10,11 @@ from typing import NamedTuple
 VARIABLES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "NCAKERN_BACKEND": ("auto", ("auto", "triton", "cpu", "reference"), "what backend='auto' means"),
     "NCAKERN_ISA": ("auto", ("auto", "scalar", "avx2", "avx512", "neon"), "instruction set of the cpu backend"),
+    "NCAKERN_TRITON_PRECISION": (
+        "auto",
+        ("auto", "tf32x3", "tf32", "ieee"),
+        "products of the triton backend; auto: tf32x3, with a bfloat16 state tf32, on hardware without TF32 ieee",
+    ),
     "NCAKERN_STRICT": ("0", ("0", "1"), "1: falling back to the reference is an error"),
 }
 
@@ -19,6 +24,7 @@ class Env(NamedTuple):
 
     backend: str
     isa: str
+    triton_precision: str
     strict: bool
 
 
@@ -34,4 +40,9 @@ def read_env(environ: Mapping[str, str] | None = None) -> Env:
         values[name] = source.get(name, default)
         if values[name] not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {values[name]!r}")
-    return Env(values["NCAKERN_BACKEND"], values["NCAKERN_ISA"], values["NCAKERN_STRICT"] == "1")
+    return Env(
+        backend=values["NCAKERN_BACKEND"],
+        isa=values["NCAKERN_ISA"],
+        triton_precision=values["NCAKERN_TRITON_PRECISION"],
+        strict=values["NCAKERN_STRICT"] == "1",
+    )

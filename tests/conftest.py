@@ -2,6 +2,7 @@
 
 import os
 
+import interpreter  # noqa: F401  before anything that imports triton, such as ncakern
 import pytest
 import torch
 

@@ -103,11 +103,11 @@ class Inputs:
             tensors |= {"scale": self.modulation[0], "shift": self.modulation[1]}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
-    def to(self, state_dtype: torch.dtype, dtype: torch.dtype) -> Inputs:
-        """Fresh leaves of the same values in other dtypes."""
+    def to(self, state_dtype: torch.dtype, dtype: torch.dtype, device: str | None = None) -> Inputs:
+        """Fresh leaves of the same values in other dtypes, and on another device if one is given."""
 
         def leaf(tensor: Tensor | None, to: torch.dtype) -> Tensor | None:
-            return None if tensor is None else tensor.detach().to(to, copy=True).requires_grad_()
+            return None if tensor is None else tensor.detach().to(device, to, copy=True).requires_grad_()
 
         return Inputs(
             leaf(self.state, state_dtype),
@@ -164,7 +164,7 @@ def run_with_gradients(case: Case, inputs: Inputs, *, backend: str) -> dict[str,
     """The result under the name "out", and the gradient of a fixed random projection of it for each tensor."""
     out = run_case(case, inputs, backend=backend)
     generator = torch.Generator().manual_seed(99)
-    d_out = torch.randn(out.shape, generator=generator).to(out.dtype)
+    d_out = torch.randn(out.shape, generator=generator).to(out)
     named = inputs.named()
     gradients = torch.autograd.grad(out, list(named.values()), d_out, allow_unused=True)
     zeros_for_unused = [torch.zeros_like(t) if g is None else g for t, g in zip(named.values(), gradients, strict=True)]

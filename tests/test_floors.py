@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "ncakern.reference": CORE | FLOOR_1,
     "ncakern.backends": CORE | FLOOR_1,
     "ncakern.backends.cpu": CORE | FLOOR_1 | {"ncakern._cpu"},
+    "ncakern.backends.triton": CORE | FLOOR_1 | {"ncakern.backends.triton"},
     "ncakern._dispatch": CORE | FLOOR_1 | {"ncakern.backends"},
     "ncakern.ops": CORE | FLOOR_1 | {"ncakern.backends", "ncakern._dispatch"},
     "ncakern.functional": CORE | FLOOR_1 | FLOOR_2 | FLOOR_3,
@@ -47,7 +48,6 @@ MAY_IMPORT = {
 }
 # Not everybody has these: imported inside functions, so that a missing one is noticed by those only who need it.
 OPTIONAL = {"triton", "monai", "tensorboard", "torchio", "matplotlib", "onnx", "onnxruntime"}
-LAZY = OPTIONAL | {"ncakern._cpu"}
 
 
 def modules() -> dict[str, Path]:
@@ -61,6 +61,10 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
+# Kernels and those who launch them need triton at the top, so the package imports them lazily; these do not need it.
+WITHOUT_TRITON = {f"ncakern.backends.triton.{name}" for name in ("step", "tiles", "tiles_large", "pack_small")}
+WITH_TRITON = {name for name in MODULES if name.startswith("ncakern.backends.triton.")} - WITHOUT_TRITON
+LAZY = OPTIONAL | WITH_TRITON | {"ncakern._cpu"}
 
 
 def imports(source: str, module: str) -> Iterator[tuple[str, bool]]:
@@ -97,6 +101,8 @@ def violations(module: str, source: str) -> list[str]:
         if name.split(".")[0] in sys.stdlib_module_names:
             continue
         is_lazy = any(is_below(name, lazy) for lazy in LAZY)
+        if module in WITH_TRITON and any(is_below(name, needed) for needed in WITH_TRITON | {"triton"}):
+            is_lazy = False
         if is_lazy and at_top:
             found.append(f"{module} imports {name} at the top; import it inside the function that needs it")
         elif not any(is_below(name, entry) for entry in allowed | OPTIONAL):
@@ -120,6 +126,9 @@ def test_every_part_of_ncakern_has_its_own_line():
         ("ncakern.reference", "from ncakern.backends import cpu"),
         ("ncakern.nn", "from ncakern import _dispatch"),
         ("ncakern.backends.cpu", "from ncakern import _cpu"),
+        ("ncakern.backends.triton", "from ncakern.backends.triton import launch"),
+        ("ncakern.backends.triton.tiles", "import triton"),
+        ("ncakern.backends.triton.launch", "from ncakern import _dispatch"),
         ("ncakern.functional", "def f():\n    import ncaseg.train"),
         ("ncaseg.models.segmenter", "from ncaseg.data.index import Case"),
         ("ncaseg.train", "from ncakern.ops import nca_rollout"),
@@ -133,16 +142,15 @@ def test_a_planted_import_is_found(module, source):
 
 def test_a_permitted_import_passes():
     assert violations("ncakern.backends.cpu", "import torch\ndef load():\n    from ncakern import _cpu") == []
+    assert (
+        violations("ncakern.backends.triton.launch", "import triton\nfrom ncakern.backends.triton import common") == []
+    )
     assert violations("ncaseg.train", "from ncakern import NCA\nfrom ncaseg.data.index import Case") == []
 
 
-def test_cpu_backend_exports_the_contract():
-    backend = importlib.import_module("ncakern.backends.cpu")
+@pytest.mark.parametrize(("name", "more"), [("cpu", {"variants", "choose_isa"}), ("triton", set())])
+def test_backend_exports_the_contract(name, more):
+    backend = importlib.import_module(f"ncakern.backends.{name}")
     own = {name for name, value in vars(backend).items() if getattr(value, "__module__", None) == backend.__name__}
-    # The variants are what this backend has beyond the contract; nothing else is public.
-    assert {name for name in own if not name.startswith("_")} - {"variants", "choose_isa"} == {
-        "why_not",
-        "stats_width",
-        "fwd",
-        "bwd",
-    }
+    # The variants are what the cpu backend has beyond the contract; nothing else is public.
+    assert {name for name in own if not name.startswith("_")} - more == {"why_not", "stats_width", "fwd", "bwd"}

@@ -120,7 +120,7 @@ def test_wheel_holds_the_packages_their_data_and_the_extension(dist):
     with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
     packages = {name for name in names if ".dist-info/" not in name}
-    assert packages == package_files("*.py", "py.typed", "DESIGN.md", "*.toml", "zoo/*.*") | {f"ncakern/_cpu{SUFFIX}"}
+    assert packages == package_files("*.py", "py.typed", "*.md", "*.toml", "zoo/*.*") | {f"ncakern/_cpu{SUFFIX}"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -1,9 +1,24 @@
 """Kernel tests: uninitialised memory holds NaN, so that a value nobody wrote is seen; one thread by default."""
 
+import os
 from collections.abc import Iterator
 
+import interpreter
 import pytest
 import torch
+
+if torch.cuda.is_available():
+    # What torch asks for before cuBLAS may run under use_deterministic_algorithms, which fills fresh memory with NaN.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.fixture
+def triton_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the triton backend run on CPU tensors."""
+    reason = interpreter.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

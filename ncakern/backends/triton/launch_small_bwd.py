@@ -1,0 +1,171 @@
+"""The family for few channels and depthwise filters: a step backward, and the gradients that follow from its sums.
+
+The first launch of the kernel for cells computes perception and keeps it for the next one. With a norm the sums come
+first and the gradient of perception can take its place; without one the gradient comes first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ncakern.backends.triton import kernels_small_bwd as kernels
+from ncakern.backends.triton.common import num_entries
+from ncakern.backends.triton.pack_small import Packed, fold, modulation, unpack_stats
+from ncakern.backends.triton.step import Rollout, Sums
+from ncakern.backends.triton.tiles import Tile, parts
+
+
+def step_bwd(
+    rollout: Rollout, packed: Packed, index: int, state: Tensor, stats: Tensor | None, d_out: Tensor, sums: Sums
+) -> Tensor:
+    """See `step.py`."""
+    seen = state if rollout.perceive_from is None else rollout.perceive_from
+    cells = _Cells(rollout, packed, index, seen, stats, d_out)
+    cells.run(sums)
+    _add_filter_gradients(rollout, packed, seen, cells.d_y, sums)
+    _add_through_filters(rollout, packed, cells.d_y, cells.d_seen)
+    if sums.perceive_from is None:
+        return cells.d_seen
+    sums.perceive_from += cells.d_seen.reshape(sums.perceive_from.shape)
+    return d_out
+
+
+class _Cells:
+    """The launches of `_nca_cells_bwd_kernel__small` for one step."""
+
+    def __init__(
+        self, rollout: Rollout, packed: Packed, index: int, seen: Tensor, stats: Tensor | None, d_out: Tensor
+    ) -> None:
+        self.rollout, self.packed, self.index, self.seen, self.d_out = rollout, packed, index, seen, d_out
+        self.d_seen = torch.empty_like(d_out)
+        self.d_y = d_out.new_empty((rollout.filters, *d_out.shape))
+        self.y = torch.empty_like(self.d_y) if stats is None else self.d_y
+        features, padded_channels, padded_hidden = packed.w0.shape
+        self.vectors = packed.w0.new_zeros(rollout.batch, 5, padded_hidden)  # b0, a, s, c1, c2
+        self.center = packed.w0.new_zeros(rollout.batch, features, padded_channels)
+
+        scale, shift = modulation(rollout)
+        if stats is None:
+            self.w0, self.rstd, rows = packed.w0[None], None, (packed.bias, scale, shift)
+        else:
+            assert rollout.norm_weight is not None and rollout.norm_bias is not None
+            mean, self.rstd, center = unpack_stats(rollout, stats)
+            b0 = self.rstd * (center @ rollout.hidden_weight.double().t() - mean)
+            self.w0, _ = fold(packed.w0, self.rstd, b0)
+            self.center[..., : rollout.channels] = center.reshape(-1, features, rollout.channels)
+            rows = (b0, scale * rollout.norm_weight, scale * rollout.norm_bias + shift)
+        for row, values in enumerate(rows):
+            self.vectors[:, row, : rollout.hidden] = values
+        self.a = self.vectors[:, 1, : rollout.hidden].double()  # [B, h]
+
+    def run(self, sums: Sums) -> None:
+        """Write d_seen and d_y, and add to sums all but the gradients of the filters."""
+        tiles = self.packed.tiles
+        if self.rstd is None:
+            self._launch(tiles.cells, cells=True, stores_y=True)
+            g, gt, d_weights = self._launch(tiles.weights, sums=True, weights=True, loads_y=True)
+        else:
+            g, gt, _ = self._launch(tiles.sums, sums=True, stores_y=True)
+            self._set_means(g, gt)
+            if tiles.joins_backward(self.packed.w0.shape[-1]):
+                _, _, d_weights = self._launch(tiles.cells, cells=True, weights=True, loads_y=True)
+            else:
+                _, _, d_weights = self._launch(tiles.weights, weights=True, loads_y=True)
+                self._launch(tiles.cells, cells=True, loads_y=True)
+        self._add(sums, g, gt, d_weights)
+
+    def _set_means(self, g: Tensor, gt: Tensor) -> None:
+        """c1 and c2: the means of a g and of a g t over a group's cells."""
+        rollout = self.rollout
+        cells = rollout.cells * rollout.batch // rollout.groups
+        for row, total in ((3, g), (4, gt)):
+            summed = (self.a * total).reshape(rollout.groups, -1, rollout.hidden).sum(1)
+            self.vectors[:, row, : rollout.hidden] = summed / cells
+
+    def _launch(
+        self,
+        tile: Tile,
+        *,
+        sums: bool = False,
+        cells: bool = False,
+        weights: bool = False,
+        loads_y: bool = False,
+        stores_y: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One launch; the sums of g and g t, [B, h], and of the weights' gradients, [B, 2 + F, h, C], float64."""
+        rollout, packed = self.rollout, self.packed
+        features, padded_channels, padded_hidden = packed.w0.shape
+        sizes = packed.grid(rollout, tile)
+        programs = parts(sizes[5], shares=rollout.batch, programs=rollout.programs)
+        num_chunks = padded_hidden // tile.chunk
+        chunks = num_chunks if cells else 1
+        widths = (padded_hidden, padded_hidden, (1 + features) * padded_hidden * padded_channels)
+        part_sums = packed.w0.new_empty(rollout.batch * programs, sum(widths))
+        kernels._nca_cells_bwd_kernel__small[(rollout.batch * programs, num_chunks // chunks)](
+            self.seen, self.y, self.d_out, self.d_seen, self.d_y, packed.filters, self.w0, packed.w1, self.vectors,
+            self.center, part_sums, packed.draw, self.index, *sizes, HC=tile.chunk, TH=tile.rows, TW=tile.columns,
+            FROZEN=rollout.spec.frozen_channels, SLOPE=rollout.slope, PROGRAMS=programs,
+            PER_SAMPLE=self.w0.shape[0] > 1, HAS_SEEN=rollout.perceive_from is not None,
+            HAS_NORM=self.rstd is not None, CHUNKS=chunks, SUMS=sums, CELLS=cells, WEIGHTS=weights, LOADS_Y=loads_y,
+            STORES_Y=stores_y, num_warps=tile.warps, **packed.network,
+        )  # fmt: skip
+        per_sample = part_sums.reshape(rollout.batch, programs, -1)
+        g, gt, d_weights = (part.sum(1, dtype=torch.float64) for part in per_sample.split(widths, dim=2))
+        d_weights = d_weights.reshape(rollout.batch, 1 + features, padded_hidden, padded_channels)
+        return g[:, : rollout.hidden], gt[:, : rollout.hidden], d_weights[:, :, : rollout.hidden, : rollout.channels]
+
+    def _add(self, sums: Sums, g: Tensor, gt: Tensor, d_weights: Tensor) -> None:
+        """The gradients that follow from the sums of a launch."""
+        rollout = self.rollout
+        scale, _ = modulation(rollout)
+        sums.out_weight += d_weights[:, -1].sum(0).t()
+        d_w0 = d_weights[:, :-1]  # [B, 1 + F, h, C]
+        if self.rstd is None:
+            d_bias = (self.a * g).sum(0)
+            sums.hidden_bias += d_bias
+            sums.hidden_weight += d_w0.sum(0).movedim(0, 1).flatten(1)
+            # v of the kernel is without perceive_bias.
+            perceive_bias, channels = rollout.perceive_bias.double(), rollout.channels
+            sums.hidden_weight[:, channels:] += d_bias[:, None] * perceive_bias.flatten()
+            d_perceived = d_bias @ rollout.hidden_weight[:, channels:].double()
+            sums.perceive_bias += d_perceived.reshape(perceive_bias.shape)
+            d_scale = gt
+        else:
+            assert rollout.norm_weight is not None and rollout.norm_bias is not None
+            assert sums.norm_weight is not None and sums.norm_bias is not None
+            # Both biases move the mean alone, which the norm removes: their gradients are zero.
+            sums.hidden_weight += (d_w0 * self.rstd[:, None, :, None]).sum(0).movedim(0, 1).flatten(1)
+            sums.norm_weight += (scale * gt).sum(0)
+            sums.norm_bias += (scale * g).sum(0)
+            d_scale = rollout.norm_weight * gt + rollout.norm_bias * g
+        if sums.scale is not None and sums.shift is not None:
+            sums.scale += d_scale
+            sums.shift += g
+
+
+def _add_through_filters(rollout: Rollout, packed: Packed, d_y: Tensor, d_seen: Tensor) -> None:
+    """Add to d_seen the gradient that comes back through the filters."""
+    tile = packed.tiles.cells
+    num_tiles = tile.count(rollout.size)
+    entries = [num_entries(k, rollout.spec.padding) for k in rollout.kernel]
+    kernels._nca_perceive_bwd_kernel__depthwise[(rollout.batch * num_tiles,)](
+        d_y, d_seen, packed.filters, *rollout.size, tile.planes, num_tiles, d_seen.numel(), TH=tile.rows,
+        TW=tile.columns, ENTRIES_D=entries[0], ENTRIES_H=entries[1], ENTRIES_W=entries[2], num_warps=tile.warps,
+        **packed.perception,
+    )  # fmt: skip
+
+
+def _add_filter_gradients(rollout: Rollout, packed: Packed, seen: Tensor, d_y: Tensor, sums: Sums) -> None:
+    tile = packed.tiles.cells
+    num_tiles = tile.count(rollout.size)
+    all_tiles = rollout.batch * num_tiles
+    _, _, kernel_h, kernel_w, _ = packed.filters.shape
+    shares = rollout.filters * kernel_h * kernel_w
+    programs = parts(all_tiles, shares=shares, programs=rollout.programs)
+    part_sums = packed.filters.new_empty(programs, *packed.filters.shape)
+    kernels._nca_filters_bwd_kernel__depthwise[(programs, shares)](
+        seen, d_y, part_sums, *rollout.size, tile.planes, num_tiles, all_tiles, d_y[0].numel(), TH=tile.rows,
+        TW=tile.columns, num_warps=tile.warps, **packed.perception,
+    )  # fmt: skip
+    sums.perceive_weight += part_sums.sum(0, dtype=torch.float64)[..., : rollout.channels].movedim(-1, 1)
