@@ -142,10 +142,10 @@ struct CellGradients : Adjoint {
           perceive_listed(s, firing, y_row);
         for (int q = 0; q < firing; ++q) {
           const int w = s.firing[q];
-          centred(cell(source, row, w), y_row + int64_t{w} * d_y_cell, centre, s.v + int64_t{n} * V);
+          centred(cell(source, row, w), y_row + int64_t{w} * d_y_cell, centre, 1, s.v + int64_t{n} * V);
           const int64_t at = (row * W + w) * Cp;
           for (int c = 0; c < Cp; c += kVL)
-            store(s.d_delta + int64_t{n} * Cp + c, masked(load(d_state + at + c), free_channels + c));
+            store(s.d_delta + int64_t{n} * Cp + c, masked(load(d_state + at + c), load(free_channels + c)));
           targets[n] = {d_source + at, d_y_row + int64_t{w + 2 * pw} * d_y_cell};
           if (++n == batch_cells) flush();
         }
@@ -280,9 +280,7 @@ struct CellGradients : Adjoint {
       for (int64_t row = chunk_begin(chunk); row < chunk_end(chunk); ++row)
         for (int w0 = 0; w0 < W; w0 += kCells) {
           const int n = std::min(kCells, W - w0);
-          for (int i = 0; i < n; ++i)
-            centred(cell(source, row, w0 + i), y + (row * W + w0 + i) * d_y_cell, centres + g * V,
-                    s.v + int64_t{i} * V);
+          centred(cell(source, row, w0), y + (row * W + w0) * d_y_cell, centres + g * V, n, s.v);
           product<Start::kBias>(StridedRows{s.v, V}, map_matrix + g * V * V, V, V, V, map_bias + g * V, s.d_v, V, n);
           for (int i = 0; i < n; ++i) {
             const float* d_v = s.d_v + int64_t{i} * V;

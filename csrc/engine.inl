@@ -84,9 +84,11 @@ struct Engine : Perceiver {
         find_tap_rows(source, row, s.tap_rows);
         perceive_row(s, y_row);
         if (!with_moments) continue;
-        for (int w = 0; w < W; ++w) {
-          centred(cell(source, row, w), y_row + int64_t{w} * F * Cp, s.pivot, s.v + int64_t{n} * V);
-          if (++n == kMomentBatch) add_batch();
+        for (int w = 0, m; w < W; w += m) {
+          m = std::min(W - w, kMomentBatch - n);
+          centred(cell(source, row, w), y_row + int64_t{w} * F * Cp, s.pivot, m, s.v + int64_t{n} * V);
+          n += m;
+          if (n == kMomentBatch) add_batch();
         }
         if (pending >= kFoldCells) fold();
       }
@@ -98,7 +100,7 @@ struct Engine : Perceiver {
   void reduce_moments(Scratch& s, const float* source, double* stats) const {
     const int per_group = chunks / groups;
     const double inverse = 1.0 / (double(cells) * (groups > 1 ? 1 : B));
-    std::vector<double> shift(V);
+    std::vector<double> shift(V), sums(V);
     for (int g = 0; g < groups; ++g) {
       const double* moments = chunk_moments + int64_t{g} * per_group * (V + V * V);
       double *mean = stats + g * stats_width(), *covariance = mean + V_logical;
@@ -110,12 +112,14 @@ struct Engine : Perceiver {
       for (int i = omp_get_thread_num(); i < V_logical; i += omp_get_num_threads()) {
         const int ip = padded(i);
         mean[i] = s.pivot[ip] + shift[ip];
-        for (int j = i; j < V_logical; ++j) {
-          const double* entry = moments + V + int64_t{ip} * V + padded(j);
-          double sum = 0;
-          for (int c = 0; c < per_group; ++c) sum += entry[int64_t{c} * (V + V * V)];
-          covariance[i * V_logical + j] = covariance[j * V_logical + i] = sum * inverse - shift[ip] * shift[padded(j)];
+        std::fill(sums.begin(), sums.end(), 0.0);
+        for (int c = 0; c < per_group; ++c) {
+          const double* row = moments + int64_t{c} * (V + V * V) + V + int64_t{ip} * V;
+          for (int j = ip / kVL * kVL; j < V; ++j) sums[j] += row[j];
         }
+        for (int j = i; j < V_logical; ++j)
+          covariance[i * V_logical + j] = covariance[j * V_logical + i] =
+              sums[padded(j)] * inverse - shift[ip] * shift[padded(j)];
       }
     }
   }
@@ -212,12 +216,14 @@ struct Engine : Perceiver {
       else
         product<Start::kAccumulate>(a, out_w + int64_t{j} * Cp, Cp, width, Cp, nullptr, s.delta, Cp, n);
     }
-    for (int i = 0; i < n; ++i) {
-      float* target = s.targets[i];
-      for (int c = 0; c < Cp; c += kVL)
-        store(target + c, load(target + c) + masked(load(s.delta + i * Cp + c), free_channels + c));
-      round_values(args.storage, target, Cp);
+    for (int c = 0; c < Cp; c += kVL) {
+      const vf free = load(free_channels + c);
+      for (int i = 0; i < n; ++i) {
+        float* target = s.targets[i] + c;
+        store(target, load(target) + masked(load(s.delta + int64_t{i} * Cp + c), free));
+      }
     }
+    for (int i = 0; args.storage != Storage::kFloat32 && i < n; ++i) round_values(args.storage, s.targets[i], Cp);
   }
 
   // One step of this thread's rows: next = current + fire * d(source). `y` holds the perception of all cells, or is
@@ -230,21 +236,19 @@ struct Engine : Perceiver {
       for (int i = 0; i < count; ++i) {
         const int64_t row = first + i;
         if (next != current) std::memcpy(cell(next, row, -pw), cell(current, row, -pw), sizeof(float) * row_floats);
+        if (y != nullptr && i + 1 < count) prefetch_row(source, y, row + 1);
         const int firing = list_firing(s.fire + int64_t{i} * W, s.firing);
         const float* y_row = y != nullptr ? y + row * W * F * Cp : s.y_row;
         if (y == nullptr) find_tap_rows(source, row, s.tap_rows);
         if (y == nullptr && !dense) perceive_row(s, s.y_row);
-        for (int q = 0; q < firing; ++q) {
-          const int w = s.firing[q];
-          float* v = s.v + int64_t{n} * V;
-          if (gather_dense) {
-            copy(cell(source, row, w), v, Cp);
-            add_cell_taps(s, n, w);
-          } else {
-            gather(cell(source, row, w), y_row + int64_t{w} * F * Cp, v);
-          }
-          s.targets[n] = cell(next, row, w);
-          if (++n == batch_cells) update_batch(s, slot, n, gather_dense), n = 0;
+        for (int q = 0, m; q < firing; q += m) {
+          m = std::min(firing - q, batch_cells - n);
+          const int* listed = s.firing + q;
+          gather(cell(source, row, 0), y_row, listed, m, gather_dense ? 0 : F, s.v + int64_t{n} * V);
+          for (int i = 0; i < m; ++i) s.targets[n + i] = cell(next, row, listed[i]);
+          for (int i = 0; gather_dense && i < m; ++i) add_cell_taps(s, n + i, listed[i]);
+          n += m;
+          if (n == batch_cells) update_batch(s, slot, n, gather_dense), n = 0;
         }
       }
       update_batch(s, slot, n, gather_dense);

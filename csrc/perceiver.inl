@@ -116,12 +116,28 @@ struct Perceiver : Grid {
     if (y != s.y_row) std::memcpy(y, s.y_row, sizeof(float) * W * F * Cp);
   }
 
-  void gather(const float* x, const float* y, float* v) const {
-    copy(x, v, Cp);
-    copy(y, v + Cp, F * Cp);
+  // v[i] = (x, y) of the i-th listed cell of a row; y of `filters` filters.
+  void gather(const float* x_row, const float* y_row, const int* listed, int n, int filters, float* v) const {
+    for (int c = 0; c < Cp; c += kVL)
+      for (int i = 0; i < n; ++i) store(v + int64_t{i} * V + c, load(x_row + int64_t{listed[i]} * Cp + c));
+    for (int c = 0; c < filters * Cp; c += kVL)
+      for (int i = 0; i < n; ++i) store(v + int64_t{i} * V + Cp + c, load(y_row + int64_t{listed[i]} * F * Cp + c));
   }
-  void centred(const float* x, const float* y, const float* centre, float* v) const {
-    for (int c = 0; c < Cp; c += kVL) store(v + c, load(x + c) - load(centre + c));
-    for (int c = 0; c < F * Cp; c += kVL) store(v + Cp + c, load(y + c) - load(centre + Cp + c));
+  // The next row comes into L1 while this one is computed: the hardware does not see through the gaps between firing cells.
+  void prefetch_row(const float* source, const float* y, int64_t row) const {
+    constexpr int kLine = 16;  // floats
+    for (const float* p = cell(source, row, 0); p < cell(source, row, W); p += kLine) __builtin_prefetch(p);
+    for (const float* p = y + row * W * F * Cp; p < y + (row + 1) * W * F * Cp; p += kLine) __builtin_prefetch(p);
+  }
+  // v[i] = (x, y) - centre of n cells that follow each other.
+  void centred(const float* x, const float* y, const float* centre, int n, float* v) const {
+    for (int c = 0; c < Cp; c += kVL) {
+      const vf m = load(centre + c);
+      for (int i = 0; i < n; ++i) store(v + int64_t{i} * V + c, load(x + int64_t{i} * Cp + c) - m);
+    }
+    for (int c = 0; c < F * Cp; c += kVL) {
+      const vf m = load(centre + Cp + c);
+      for (int i = 0; i < n; ++i) store(v + int64_t{i} * V + Cp + c, load(y + int64_t{i} * F * Cp + c) - m);
+    }
   }
 };
