@@ -131,7 +131,7 @@ struct CellGradients : Adjoint {
       };
       for (int r = 0; r < count; ++r) {
         const int64_t row = first + r;
-        const int firing = list_firing(s.fire + int64_t{r} * W, s.firing);
+        const int firing = list_firing(s.fire + int64_t{r} * W, 1, s.firing, s.firing_padded);
         float* y_row = y + row * W * d_y_cell;
         float* d_y_row = d_y + row * d_y_row_floats;
         std::memset(d_y_row, 0, sizeof(float) * d_y_row_floats);

@@ -216,43 +216,54 @@ struct Engine : Perceiver {
       else
         product<Start::kAccumulate>(a, out_w + int64_t{j} * Cp, Cp, width, Cp, nullptr, s.delta, Cp, n);
     }
-    for (int c = 0; c < Cp; c += kVL) {
-      const vf free = load(free_channels + c);
-      for (int i = 0; i < n; ++i) {
-        float* target = s.targets[i] + c;
-        store(target, load(target) + masked(load(s.delta + int64_t{i} * Cp + c), free));
-      }
-    }
+    add_masked(s.delta, Cp, free_channels, n, s.targets);
     for (int i = 0; args.storage != Storage::kFloat32 && i < n; ++i) round_values(args.storage, s.targets[i], Cp);
   }
 
   // One step of this thread's rows: next = current + fire * d(source). `y` holds the perception of all cells, or is
   // null and the perception is computed here. next may be current if y is given.
   void update_rows(Scratch& s, int step, const float* source, const float* current, float* next, const float* y) const {
-    const bool gather_dense = dense && y == nullptr;
     for_groups([&](int64_t first, int count, int slot) {
       draw_fire(first, count, step, s.fire);
-      int n = 0;
-      for (int i = 0; i < count; ++i) {
-        const int64_t row = first + i;
-        if (next != current) std::memcpy(cell(next, row, -pw), cell(current, row, -pw), sizeof(float) * row_floats);
-        if (y != nullptr && i + 1 < count) prefetch_row(source, y, row + 1);
-        const int firing = list_firing(s.fire + int64_t{i} * W, s.firing);
-        const float* y_row = y != nullptr ? y + row * W * F * Cp : s.y_row;
-        if (y == nullptr) find_tap_rows(source, row, s.tap_rows);
-        if (y == nullptr && !dense) perceive_row(s, s.y_row);
-        for (int q = 0, m; q < firing; q += m) {
-          m = std::min(firing - q, batch_cells - n);
-          const int* listed = s.firing + q;
-          gather(cell(source, row, 0), y_row, listed, m, gather_dense ? 0 : F, s.v + int64_t{n} * V);
-          for (int i = 0; i < m; ++i) s.targets[n + i] = cell(next, row, listed[i]);
-          for (int i = 0; gather_dense && i < m; ++i) add_cell_taps(s, n + i, listed[i]);
-          n += m;
-          if (n == batch_cells) update_batch(s, slot, n, gather_dense), n = 0;
-        }
+      for (int64_t row = first; next != current && row < first + count; ++row)
+        std::memcpy(cell(next, row, -pw), cell(current, row, -pw), sizeof(float) * row_floats);
+      if (y != nullptr) {
+        const int firing = list_firing(s.fire, count, s.firing, s.firing_padded);
+        int n = 0;
+        update_listed(s, slot, firing, cell(source, first, 0), y + first * W * F * Cp, cell(next, first, 0), &n);
+        update_batch(s, slot, n, false);
+      } else {
+        update_perceiving(s, first, count, slot, source, next);
       }
-      update_batch(s, slot, n, gather_dense);
-      for (int i = 0; i < count; ++i) fill_halo(next, first + i);
+      for (int64_t row = first; row < first + count; ++row) fill_halo(next, row);
     });
+  }
+
+  // The same for rows whose perception is not stored.
+  void update_perceiving(Scratch& s, int64_t first, int count, int slot, const float* source, float* next) const {
+    int n = 0;
+    for (int i = 0; i < count; ++i) {
+      const int firing = list_firing(s.fire + int64_t{i} * W, 1, s.firing, s.firing_padded);
+      const float* x = cell(source, first + i, 0);
+      find_tap_rows(source, first + i, s.tap_rows);
+      if (!dense) perceive_row(s, s.y_row);
+      update_listed(s, slot, firing, x, dense ? nullptr : s.y_row, cell(next, first + i, 0), &n);
+    }
+    update_batch(s, slot, n, dense);
+  }
+
+  // Puts the listed cells into the batch of n cells, and updates them whenever it is full. x, y and next are where the
+  // list begins; without y the dense perception comes from the taps.
+  void update_listed(Scratch& s, int slot, int firing, const float* x, const float* y, float* next, int* n) const {
+    for (int q = 0, m; q < firing; q += m) {
+      m = std::min(firing - q, batch_cells - *n);
+      float* v = s.v + int64_t{*n} * V;
+      gather(x, Cp, s.firing_padded + q, m, Cp, v, V);
+      if (y != nullptr) gather(y, F * Cp, s.firing + q, m, F * Cp, v + Cp, V);
+      for (int i = 0; y == nullptr && i < m; ++i) add_cell_taps(s, *n + i, s.firing[q + i]);
+      for (int i = 0; i < m; ++i) s.targets[*n + i] = next + int64_t{s.firing_padded[q + i]} * Cp;
+      *n += m;
+      if (*n == batch_cells) update_batch(s, slot, *n, y == nullptr), *n = 0;
+    }
   }
 };
