@@ -258,8 +258,8 @@ struct Engine : Perceiver {
     for (int q = 0, m; q < firing; q += m) {
       m = std::min(firing - q, batch_cells - *n);
       float* v = s.v + int64_t{*n} * V;
-      gather(x, Cp, s.firing_padded + q, m, Cp, v, V);
-      if (y != nullptr) gather(y, F * Cp, s.firing + q, m, F * Cp, v + Cp, V);
+      gather(x, s.firing_padded + q, m, Cp, x, v, V, unchanged);
+      if (y != nullptr) gather(y, s.firing + q, m, F * Cp, y, v + Cp, V, unchanged);
       for (int i = 0; y == nullptr && i < m; ++i) add_cell_taps(s, *n + i, s.firing[q + i]);
       for (int i = 0; i < m; ++i) s.targets[*n + i] = next + int64_t{s.firing_padded[q + i]} * Cp;
       *n += m;

@@ -17,14 +17,21 @@ struct Scratch {
 
 // Loops over cells take their sizes by value: a store might change a member, for all that the compiler knows.
 
-// to[i] = the i-th listed cell. Cells that are wanted soon are fetched: the hardware does not see through the gaps.
-static void gather(const float* from, int64_t cell, const int* listed, int n, int channels, float* to, int64_t to_cell) {
-  for (int c = 0; c < channels; c += kVL)
+// to[i] = change(the i-th listed cell, operand). Cells that are wanted soon are fetched: the hardware does not see through
+// the gaps.
+template <class Change>
+static void gather(const float* from, const int* listed, int n, int channels, const float* operand, float* to,
+                   int64_t to_cell, Change change) {
+  for (int c = 0; c < channels; c += kVL) {
+    const vf with = load(operand + c);
     for (int i = 0; i < n; ++i) {
-      __builtin_prefetch(from + listed[i + kFetchAhead] * cell + c);
-      store(to + i * to_cell + c, load(from + listed[i] * cell + c));
+      __builtin_prefetch(from + int64_t{listed[i + kFetchAhead]} * channels + c);
+      store(to + i * to_cell + c, change(load(from + int64_t{listed[i]} * channels + c), with));
     }
+  }
 }
+static vf unchanged(vf v, vf) { return v; }
+static vf difference(vf v, vf centre) { return v - centre; }
 // to[i] = from[i] - centre
 static void subtract(const float* from, int channels, const float* centre, int n, float* to, int64_t to_cell) {
   for (int c = 0; c < channels; c += kVL) {
