@@ -84,8 +84,8 @@ struct CellGradients : Adjoint {
     float *d_x, *d_y;
   };
 
-  // s.v, s.d_delta of n firing cells -> the gradients of their perceptions, and the sums that the weights' gradients are
-  // made of.
+  // s.v, s.d_delta of n firing cells -> the gradients of their perceptions, and the sums that the weights' gradients
+  // are made of.
   void cells_batch(Scratch& s, GradientSums& sum, int slot, int n, const Target* targets) const {
     if (n == 0) return;
     const Panels w = folded(slot), wt{out_wt, Cp, hp};

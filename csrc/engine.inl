@@ -1,5 +1,27 @@
 // One step: norm statistics, the dense weights they fold into, and the update of the firing cells.
 
+constexpr int kUnits = 16;                           // hidden units whose statistics are computed at once
+constexpr int kFormRows = kRegisters == 32 ? 4 : 1;  // accumulators: rows * kUnits doubles
+
+// form[q] += sum of w_i[q] m[i][j] w[j][q] over R rows i of m and all n columns j: a share of w^T m w for kUnits
+// columns q.
+template <int R>
+static void add_form(const double* m, int n, const double* w_i, const double* w, double* form) {
+  typedef double vd __attribute__((vector_size(kVL * 4), may_alias, aligned(8)));
+  constexpr int kWidth = kVL / 2, kParts = kUnits / kWidth;
+  vd sum[R][kParts] = {};
+  for (int j = 0; j < n; ++j)
+#pragma GCC unroll 8
+    for (int p = 0; p < kParts; ++p) {
+      const vd column = *(const vd*)(w + j * kUnits + p * kWidth);
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) sum[i][p] += (m[int64_t{i} * n + j] - vd{}) * column;
+    }
+  for (int i = 0; i < R; ++i)
+    for (int p = 0; p < kParts; ++p)
+      *(vd*)(form + p * kWidth) += sum[i][p] * *(const vd*)(w_i + i * kUnits + p * kWidth);
+}
+
 struct Engine : Perceiver {
   int batch_cells;             // firing cells per product
   float *hidden_w, *hidden_b;  // [V][hp], [hp] before folding
@@ -126,27 +148,25 @@ struct Engine : Perceiver {
 
   // hidden = W v is linear in v, so its mean and variance follow from those of v: this thread's share of hidden units.
   void hidden_statistics(const double* stats) const {
-    constexpr int kBlock = 16;
     int64_t begin, end;
-    share((hp + kBlock - 1) / kBlock, &begin, &end);
-    std::vector<double> w(int64_t{V_logical} * kBlock);
+    share((hp + kUnits - 1) / kUnits, &begin, &end);
+    std::vector<double> w(int64_t{V_logical} * kUnits);
     for (int64_t block = begin; block < end; ++block) {
-      const int o0 = int(block) * kBlock, n = std::min(kBlock, hp - o0);
+      const int o0 = int(block) * kUnits, n = std::min(kUnits, hp - o0);
       std::fill(w.begin(), w.end(), 0.0);
       for (int v = 0; v < V_logical; ++v)
-        for (int q = 0; q < n; ++q) w[v * kBlock + q] = hidden_w[int64_t{padded(v)} * hp + o0 + q];
+        for (int q = 0; q < n; ++q) w[v * kUnits + q] = hidden_w[int64_t{padded(v)} * hp + o0 + q];
       for (int g = 0; g < groups; ++g) {
         const double *mean = stats + g * stats_width(), *covariance = mean + V_logical;
-        double mu[kBlock] = {}, variance[kBlock] = {};
-        for (int i = 0; i < V_logical; ++i) {
-          double inner[kBlock] = {};
-          for (int j = 0; j < V_logical; ++j)
-            for (int q = 0; q < kBlock; ++q) inner[q] += covariance[i * V_logical + j] * w[j * kBlock + q];
-          for (int q = 0; q < kBlock; ++q) {
-            mu[q] += mean[i] * w[i * kBlock + q];
-            variance[q] += inner[q] * w[i * kBlock + q];
-          }
-        }
+        double mu[kUnits] = {}, variance[kUnits] = {};
+        for (int v = 0; v < V_logical; ++v)
+          for (int q = 0; q < kUnits; ++q) mu[q] += mean[v] * w[v * kUnits + q];
+        int i = 0;
+        for (; i + kFormRows <= V_logical; i += kFormRows)
+          add_form<kFormRows>(covariance + int64_t{i} * V_logical, V_logical, w.data() + i * kUnits, w.data(),
+                              variance);
+        for (; i < V_logical; ++i)
+          add_form<1>(covariance + int64_t{i} * V_logical, V_logical, w.data() + i * kUnits, w.data(), variance);
         for (int q = 0; q < n; ++q) {
           mean_h[g * hp + o0 + q] = mu[q];
           rstd[g * hp + o0 + q] = 1.0 / std::sqrt(std::max(variance[q], 0.0) + kNormEps);

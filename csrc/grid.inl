@@ -224,8 +224,8 @@ struct Grid {
   uint32_t global_row(int64_t row) const {
     return uint32_t((args.origin[0] + row % plane / H) * args.extent[1] + args.origin[1] + row % H);
   }
-  // The firing cells of `count` rows: where they lie in an array of cells and in a padded state, in cells from the first.
-  // Behind them follow kFetchAhead more entries that may be read.
+  // The firing cells of `count` rows: where they lie in an array of cells and in a padded state, in cells from the
+  // first. Behind them follow kFetchAhead more entries that may be read.
   int list_firing(const uint8_t* fire, int count, int* cells_at, int* padded_at) const {
     const int width = W;
     int n = 0;

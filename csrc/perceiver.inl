@@ -17,8 +17,8 @@ struct Scratch {
 
 // Loops over cells take their sizes by value: a store might change a member, for all that the compiler knows.
 
-// to[i] = change(the i-th listed cell, operand). Cells that are wanted soon are fetched: the hardware does not see through
-// the gaps.
+// to[i] = change(the i-th listed cell, operand). Cells that are wanted soon are fetched: the hardware does not see
+// through the gaps.
 template <class Change>
 static void gather(const float* from, const int* listed, int n, int channels, const float* operand, float* to,
                    int64_t to_cell, Change change) {
