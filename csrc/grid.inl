@@ -52,8 +52,8 @@ struct Grid {
     leaky = a.activation == Activation::kLeakyRelu, whole_fires = a.fire_threshold >= (uint64_t{1} << 32);
     groups = a.norm == Norm::kInstance ? B : 1;
     slots = groups > 1 || a.scale != nullptr ? B : 1;
-    const int64_t moment_bytes = int64_t{8} * (V + int64_t{V} * V);
-    const int wanted = int(std::clamp<int64_t>((int64_t{8} << 20) / moment_bytes, 16, 128));
+    const int64_t moment_bytes = int64_t{8} * (V + int64_t{V} * V);  // of a chunk, with a norm
+    const int wanted = has_norm ? int(std::clamp<int64_t>((int64_t{8} << 20) / moment_bytes, 16, 128)) : 512;
     // Not below 512 cells either: shorter pieces leave products and fire bits half empty.
     chunks_per_sample = int(std::clamp<int64_t>(cells / 512, 1, std::min<int64_t>(plane, std::max(1, wanted / B))));
     chunks = B * chunks_per_sample;
