@@ -149,7 +149,7 @@ def _train(args: argparse.Namespace) -> None:
 
     with _usage_errors():
         cfg = load_recipe(args.recipe, args.overrides)
-    from ncaseg.report import draw_loss_curve
+    from ncaseg.charts import draw_loss_curve
     from ncaseg.train import train
 
     data = args.data if args.images is None else _list_pairs(args.images, args.labels, args.out)
