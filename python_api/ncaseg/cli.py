@@ -72,6 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(add("predict", _predict, "Segment a NIfTI file or a folder of them; geometry is kept."))
     _add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
     _add_qc(add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if there is one."))
+    _add_reproduce(
+        add("reproduce", _reproduce, "Write the tables of a paper with the numbers of finished runs beside.")
+    )
     demo = add("demo", _demo, "Train on synthetic volumes, segment one and draw it: no download, a few minutes.")
     demo.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for everything it writes")
     add("doctor", _doctor, "Say what is installed, which backend will run and how fast it is.")
@@ -143,6 +146,14 @@ def _add_qc(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--png", action="store_true", help="with --maps, also draw overlays and triptychs there")
     verb.add_argument("--store", action="store_true", help="keep the fitted threshold in the checkpoint")
+
+
+def _add_reproduce(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("paper", metavar="PAPER", help="m3d, or a .toml file of that form")
+    verb.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the tables and runs/")
+    verb.add_argument("--runs", type=Path, nargs="+", default=[], metavar="DIR", help="more folders of finished runs")
+    verb.add_argument("--train", action="store_true", help="first train, score and inspect what the plan lacks (hours)")
+    verb.add_argument("--data", type=Path, metavar="DIR", help="the dataset, e.g. Task04_Hippocampus; its name counts")
 
 
 def _add_model(verb: argparse.ArgumentParser) -> None:
@@ -249,22 +260,16 @@ def _qc(args: argparse.Namespace) -> int | None:
         stored=json.loads(metadata["quality"]) if "quality" in metadata else None,
         **options,
     )
-    if args.calibrate is not None:
-        print(qc.format_calibration(result.report["calibration"]))
     if args.store:
         checkpoint.add_metadata(args.model, {"quality": json.dumps(qc.to_store(result.report))})
-    if args.evaluate is not None:
-        print(qc.format_detection(result.report["detection"]))
-    if args.input is None:
-        _next(f"ncaseg qc {args.model} DIR -o new.csv --threshold {result.threshold:.6g}")
-        return None
-    print(qc.format_rows(result))
+    print(qc.format_result(result))
     if result.threshold is None:
         _next(f"ncaseg qc {args.model} {args.input} -o {args.out} --calibrate DATA --split RUN/split.json")
-        return None
-    print(f"{len(result.flagged)} of {len(result.rows)} cases flagged: NQM > {result.threshold:.6g}")
-    worst = max(result.rows, key=lambda row: row.nqm)
-    _next(f"ncaseg predict {args.model} {worst.image} -o doubtful.nii.gz --png   # the case with the highest NQM")
+    elif not result.rows:
+        _next(f"ncaseg qc {args.model} DIR -o new.csv --threshold {result.threshold:.6g}")
+    else:
+        worst = max(result.rows, key=lambda row: row.nqm)
+        _next(f"ncaseg predict {args.model} {worst.image} -o doubtful.nii.gz --png   # the case with the highest NQM")
     return EXIT_DATA if result.flagged else None
 
 
@@ -281,6 +286,29 @@ def _check_qc(args: argparse.Namespace) -> None:
         raise UsageError("--store goes with --calibrate and a checkpoint file")
     if args.png and args.maps is None:
         raise UsageError("--png goes with --maps DIR")
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    from ncaseg.paper import load_paper
+
+    if args.train and args.data is None:
+        raise UsageError("--train needs --data DIR, the dataset to train on")
+    with _usage_errors():
+        paper = load_paper(args.paper)
+    from ncaseg import reproduce, runs
+
+    if args.train:
+        reproduce.run_missing(paper, args.data, args.out)
+    own = [args.out / "runs"] if (args.out / "runs").is_dir() else []
+    finished = runs.find_runs([*own, *args.runs])
+    written = reproduce.write_tables(paper, finished, args.out, Path(args.paper).stem)
+    print(f"wrote {', '.join(map(str, written))} from {len(finished)} finished runs")
+    missing = [] if args.data is None else reproduce.missing_runs(paper, args.data, finished)
+    if missing:
+        print(f"not run yet: {', '.join(missing)}")
+        _next(
+            f"ncaseg reproduce {args.paper} -o {args.out} --data {args.data} --train   # takes hours; can be repeated"
+        )
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -112,13 +112,21 @@ def to_store(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"threshold": report["threshold"], **conditions, "calibration": report["calibration"]}
 
 
-def format_rows(result: Result) -> str:
-    """One line per inspected case: id, NQM, flag."""
-    width = max(len("case"), *(len(row.id) for row in result.rows))
-    lines = [f"{'case':<{width}}  {'NQM':>8}  flagged"]
-    for row in result.rows:
-        lines.append(f"{row.id:<{width}}  {row.nqm:>8.4f}  {flag_of(row, result.threshold) or '-'}")
-    return "\n".join(lines)
+def format_result(result: Result) -> str:
+    """Everything for the eye: the line of the calibration, the table of found failures, and one line per case."""
+    report, threshold = result.report, result.threshold
+    parts = []
+    if "calibration" in report:
+        parts.append(format_calibration(report["calibration"]))
+    if "detection" in report:
+        parts.append(format_detection(report["detection"]))
+    if result.rows:
+        width = max(len("case"), *(len(row.id) for row in result.rows))
+        lines = [f"{r.id:<{width}}  {r.nqm:>8.4f}  {flag_of(r, threshold) or '-'}" for r in result.rows]
+        parts.append("\n".join([f"{'case':<{width}}  {'NQM':>8}  flagged", *lines]))
+        if threshold is not None:
+            parts.append(f"{len(result.flagged)} of {len(result.rows)} cases flagged: NQM > {threshold:.6g}")
+    return "\n\n".join(parts)
 
 
 def format_calibration(calibration: Mapping[str, Any]) -> str:

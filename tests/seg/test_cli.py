@@ -61,7 +61,7 @@ def test_help_is_immediate():
     assert min(after - before for before, after in zip(began, began[1:], strict=False)) < 0.3
 
 
-@pytest.mark.parametrize("verb", ["train", "predict", "evaluate", "qc", "demo", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "predict", "evaluate", "qc", "reproduce", "demo", "doctor"])
 def test_help_of_a_verb_exits_with_0(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(verb, "--help")
@@ -317,5 +317,26 @@ def test_qc_calibrates_counts_and_stores(phantoms, split, tmp_path, capsys, monk
 )
 def test_qc_usage_errors_exit_with_2(arguments, message, capsys):
     code, line = failure(capsys, "qc", "m", *arguments)
+    assert code == 2
+    assert message in line
+
+
+def test_reproduce_writes_tables_and_lists_what_is_missing(tmp_path, capsys):
+    assert run("reproduce", "m3d", "-o", tmp_path / "out", "--data", tmp_path / "Task04_Hippocampus") == 0
+    output = capsys.readouterr().out
+    assert "from 0 finished runs" in output
+    assert "not run yet: hippocampus, hippocampus-no-duplication" in output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["m3d.json", "m3d.md"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["m3", "-o", "out"], "no paper named 'm3'; known: m3d"),
+        (["m3d", "-o", "out", "--train"], "--train needs --data DIR"),
+    ],
+)
+def test_reproduce_usage_errors_exit_with_2(arguments, message, capsys):
+    code, line = failure(capsys, "reproduce", *arguments)
     assert code == 2
     assert message in line

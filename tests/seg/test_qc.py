@@ -89,7 +89,7 @@ def test_without_threshold_nothing_is_flagged(ensemble, cases, tmp_path, scores)
     result = qc.run_qc(ensemble, tmp_path / "q.csv", cases=cases)
     assert result.threshold is None and result.flagged == []
     assert (tmp_path / "q.csv").read_text().count(",,") == 3
-    assert "-" in qc.format_rows(result).splitlines()[1]
+    assert qc.format_result(result).splitlines()[1] == "phantom_000    0.0500  -"
 
 
 def test_calibration_of_an_earlier_call_is_kept(ensemble, cases, tmp_path, scores):
