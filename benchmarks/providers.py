@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from cases import Case
+from plain import Plain
 from torch import Tensor, nn
 
 import ncakern
@@ -112,6 +113,7 @@ class Compiled(Eager):
 PROVIDERS: dict[str, Callable[[ncakern.NCA, Case], nn.Module]] = {
     "eager": Eager,
     "compile": Compiled,
+    "plain": Plain,
     "kernel": Kernel,
 }
 

@@ -28,7 +28,7 @@ def gradients(module, state):
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("provider", ["eager", "kernel"])
+@pytest.mark.parametrize("provider", ["eager", "plain", "kernel"])
 def test_provider_matches_reference(name, provider):
     case = small(name)
     nca = make_nca(case).double()
