@@ -2,9 +2,9 @@
 
 python benchmarks/peak.py CASE PROVIDER MODE --threads N      prints bytes; used by run.py through `peak_bytes`
 
-Libraries, thread pools and the compiler's own code are loaded first, by a call on a small grid. Then the resident memory is
-read, the case runs twice, and the figure is the high-water mark of the second call: what stays allocated between calls
-counts, what compiling took does not.
+Libraries, thread pools and the compiler's own code are loaded first, by a call on a small grid. Then the resident
+memory is read and the case runs twice; the figure is the high-water mark of the second call. So what stays allocated
+between calls counts, and what compiling took at its worst does not.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case")
     parser.add_argument("provider")
-    parser.add_argument("mode")
+    parser.add_argument("mode", choices=("forward", "training"))
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args()
     print(measure_here(options.case, options.provider, options.mode, options.threads))

@@ -75,7 +75,9 @@ def test_plain_refuses_a_case_that_it_is_not_written_for():
 
 
 @pytest.mark.parametrize("name", DENSE_CASES)
-@pytest.mark.parametrize("build", [PROVIDERS["kernel-bf16"].build, lambda *a: Eager(*a).bfloat16()], ids=["kernel", "eager"])
+@pytest.mark.parametrize(
+    "build", [PROVIDERS["kernel-bf16"].build, lambda *a: Eager(*a).bfloat16()], ids=["kernel", "eager"]
+)
 def test_bf16_provider_is_near_the_reference(name, build):
     """Every step rounds the state once, and in what is added to it up to six factors: the weights and inputs of three
     layers. With the first in proportion to the state and the others to the largest change, likewise going back.
