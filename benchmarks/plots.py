@@ -52,9 +52,10 @@ def draw_speedup(rows: list[dict]) -> "Figure | None":
             bars = axes.bar(places, [ratio for _, ratio in pairs], width, label=f"over {other}")
             axes.bar_label(bars, fmt="%.1f", fontsize=7)
         axes.set_yscale("log")
-        axes.set_ylim(bottom=1)
-        axes.set_xticks(range(len(cases)), cases)
+        axes.set_xticks(range(len(cases)), cases, fontsize=8)
         axes.set_title(HEADINGS[mode])
+    axes.margins(y=0.1)
+    axes.set_ylim(bottom=1)  # last, for it fixes the top of both panels too
     figure.axes[0].set_ylabel("times as fast")
     figure.axes[0].legend(fontsize=8)
     return figure

@@ -23,6 +23,14 @@ def test_bars_are_the_ratios():
     assert draw_speedup([speed("kernel", "throughput", 50.0)]) is None
 
 
+def test_no_bar_is_cut_off():
+    rows = [speed("eager", "throughput", 2.0), speed("kernel", "throughput", 50.0)]
+    rows += [row | {"mode": "training", "value": row["value"] ** 2} for row in rows]  # 25 and 625 times as fast
+    for axes in draw_speedup(rows).axes:
+        assert axes.get_ylim()[0] == 1
+        assert axes.get_ylim()[1] > 625
+
+
 def test_lines_are_relative_to_the_fewest_threads():
     figure = draw_threads([speed("kernel", "throughput-1threads", 20.0), speed("kernel", "throughput-2threads", 30.0)])
     ideal, measured = figure.axes[0].lines
