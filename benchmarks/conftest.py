@@ -16,6 +16,7 @@ def bench_rows(request):
     return request.config.stash[ROWS]
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash[ROWS]
     if rows:

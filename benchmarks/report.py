@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cases import load_cases
 from record import find, read
-from tables import bf16_table, peak_table, ratio_table, saved_table, scaling_table, throughput_table
+from tables import bf16_peak_table, bf16_table, peak_table, ratio_table, saved_table, scaling_table, throughput_table
 
 README = Path(__file__).parents[1] / "README.md"
 MARKERS = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -24,6 +24,7 @@ def report(rows: list[dict]) -> str:
         bf16_table(rows),
         saved_table(rows),
         peak_table(rows),
+        bf16_peak_table(rows),
         scaling_table(rows),
     ]
     problems = "\n".join(f"* {problem}" for problem in dict.fromkeys(row["problem"] for row in rows))

@@ -52,6 +52,11 @@ def peak_table(rows: list[dict]) -> str:
     return metric_table(rows, "peak", providers, "Peak memory of a call beyond state and parameters, MiB:", "{:.0f}")
 
 
+def bf16_peak_table(rows: list[dict]) -> str:
+    providers = ["compile-bf16", "kernel-bf16"]
+    return metric_table(rows, "peak", providers, "Peak memory with a bfloat16 state, MiB:", "{:.0f}")
+
+
 def scaling_table(rows: list[dict]) -> str:
     """Tabulate the kernel over thread counts, with the last over the first, and its share of the FMA peak."""
     counts = sorted(

@@ -54,12 +54,14 @@ def test_report_shows_what_only_some_cases_and_modes_have():
     timings = {"kernel": Timing(9.0, 10.0, 11.0, 50), "kernel-bf16": Timing(4.0, 5.0, 6.0, 50)}
     rows = [*timing_rows(CASE, "forward", {"kernel": timings["kernel"]}), *timing_rows(dense, "forward", timings)]
     rows += [plain_row(CASE, "kernel", "training", "peak", "MiB", 7.4)]
+    rows += [plain_row(dense, "kernel-bf16", "forward", "peak", "MiB", 3.6)]
     for threads, value in ((1, 30.0), (2, 54.0)):
         rows.append(plain_row(CASE, "kernel", "forward", f"throughput-{threads}threads", "", value))
     rows.append(plain_row(CASE, "kernel", "forward", "fma-share", "", 0.415))
     text = report([RUN | row for row in rows])
     assert "| C | forward | - | 26.21 | - | 2.0x |" in text
     assert "| A | forward + backward | 7 |" in text
+    assert "| C | forward | - | 4 |" in text
     assert "| case | pass | 1 thread | 2 threads | 2 / 1 | share of FMA peak |" in text
     assert "| A | forward | 30.00 | 54.00 | 1.8x | 42% |" in text
     assert max(line.count("|") for line in text.splitlines()) <= 8
