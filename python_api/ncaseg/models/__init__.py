@@ -18,4 +18,6 @@ def build_model(cfg: ModelConfig) -> M3D:
         padding=cfg.padding,
         fire_rate=cfg.fire_rate,
         pad=cfg.pad,
+        pool=cfg.pool,
+        patches=cfg.patches,
     )

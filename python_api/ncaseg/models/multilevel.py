@@ -8,26 +8,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Triple = tuple[int, int, int]
+from ncaseg.levels import Triple, ceil_divide, smaller
 
 
-def pool_image(image: Tensor, factors: Triple) -> Tensor:
-    """Max pooling over blocks of ``factors`` cells; factors of 2 repeated give the same."""
-    return image if factors == (1, 1, 1) else F.max_pool3d(image, factors)
+def pool_image(image: Tensor, factors: Triple, mode: str = "max") -> Tensor:
+    """The image of a coarser level: one cell for every block of ``factors`` cells, or what is left of a block.
+
+    Modes: "max" (factors of 2 repeated give the same) and "average" over the block, "nearest" (its first cell), and
+    "trilinear" (interpolation at its centre, without smoothing).
+    """
+    if factors == (1, 1, 1):
+        return image
+    size_x, size_y, size_z = image.shape[2:]
+    x, y, z = factors = smaller(factors, (size_x, size_y, size_z))
+    if mode == "max":
+        return F.max_pool3d(image, factors, ceil_mode=True)
+    if mode == "average":
+        return F.avg_pool3d(image, factors, ceil_mode=True, count_include_pad=False)
+    if mode == "nearest":
+        return image[:, :, ::x, ::y, ::z]
+    size = ceil_divide((size_x, size_y, size_z), factors)
+    return F.interpolate(image, size, mode="trilinear", align_corners=False)
 
 
-def enlarge_state(state: Tensor, factors: Triple) -> Tensor:
-    """Nearest upsampling of a state: cell x of the result is cell ``x // factor``."""
+def enlarge_state(state: Tensor, factors: Triple, size: Triple | None = None) -> Tensor:
+    """Nearest upsampling of a state: cell x of the result is cell ``x // factor``; cut to ``size`` where given."""
     for axis, factor in enumerate(factors, start=1):
         if factor > 1:
             state = state.repeat_interleave(factor, dim=axis)
+        if size is not None:
+            state = state.narrow(axis, 0, size[axis - 1])
     return state
 
 
 def pad_to_multiple(volume: Tensor, factors: Triple, mode: str) -> Tensor:
-    """Pad ``[B, C, X, Y, Z]`` at the end of each axis to a multiple of ``factors``; mode "replicate" or "zeros"."""
+    """Pad ``[B, C, X, Y, Z]`` at the end of each axis to a multiple of ``factors``: "replicate", "zeros" or "none"."""
     missing = [-have % factor for have, factor in zip(volume.shape[2:], factors, strict=True)]
-    if not any(missing):
+    if mode == "none" or not any(missing):
         return volume
     amounts = [amount for m in reversed(missing) for amount in (0, m)]
     return F.pad(volume, amounts, mode="replicate") if mode == "replicate" else F.pad(volume, amounts)

@@ -1,19 +1,18 @@
 """M3D-NCA: one cellular automaton per resolution level, from coarse to fine; image in, logits out."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ncakern import NCA
 from ncaseg.layout import to_channels_first, to_channels_last
-from ncaseg.models.multilevel import Triple, crop, draw_offsets, enlarge_state, pad_to_multiple, pool_image
+from ncaseg.levels import Triple, factors_of, region, times, working_sizes
+from ncaseg.models.multilevel import crop, draw_offsets, enlarge_state, pad_to_multiple, pool_image
 
 
 class M3D(nn.Module):
     """Segment volumes with n levels of neural cellular automata.
 
-    Level 0 starts on the max-pooled image, all other channels 0. After each level the whole state is enlarged
+    Level 0 starts on the pooled image, all other channels 0. After each level the whole state is enlarged
     (nearest), the image channels are replaced by the image of that resolution, and the next automaton goes on.
     The logits are the channels behind the image channels of the last state.
 
@@ -26,6 +25,10 @@ class M3D(nn.Module):
         scales: per-axis factors between neighbouring levels, one triple less than levels.
         norm, padding, fire_rate: as in :class:`ncakern.NCA`.
         pad: how a size that the factors do not divide is filled up: "replicate" or "zeros"; the logits are cut back.
+            "none" fills nothing: level sizes are rounded up, and the last cell of a level spans less of the volume.
+        pool: how the image of a coarser level is made, see :func:`ncaseg.models.multilevel.pool_image`.
+        patches: what each level works on in :meth:`crop_forward`: three sizes, or ``()`` for the whole level; without
+            entries every level gets the size of level 0.
 
     Example:
         >>> model = M3D(kernel_sizes=(7, 3), steps=(10, 10), scales=((2, 2, 2),))
@@ -50,17 +53,21 @@ class M3D(nn.Module):
         padding: str = "reflect",
         fire_rate: float = 0.5,
         pad: str = "replicate",
+        pool: str = "max",
+        patches: tuple[tuple[int, ...], ...] = (),
     ) -> None:
         super().__init__()
         if len(steps) != len(kernel_sizes) or len(scales) != len(kernel_sizes) - 1:
             counts = f"{len(kernel_sizes)} kernel_sizes, {len(steps)} steps, {len(scales)} scales"
             raise ValueError(f"steps must have one entry per kernel size, scales one less; got {counts}")
+        if len(patches) not in (0, len(kernel_sizes)):
+            raise ValueError(f"patches must be empty or have one entry per kernel size; got {patches}")
         if channels < in_channels + out_channels:
             need = in_channels + out_channels
             raise ValueError(f"channels must be at least in_channels + out_channels = {need}; got {channels}")
         self.in_channels, self.out_channels, self.channels = in_channels, out_channels, channels
         self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
-        self.padding, self.pad = padding, pad
+        self.padding, self.pad, self.pool, self.patches = padding, pad, pool, tuple(patches)
         self.levels = nn.ModuleList(
             NCA(
                 3,
@@ -77,8 +84,7 @@ class M3D(nn.Module):
 
     def factors(self, level: int) -> Triple:
         """How many full-resolution cells one cell of ``level`` spans, per axis."""
-        x, y, z = (math.prod(scale[axis] for scale in self.scales[level:]) for axis in range(3))
-        return x, y, z
+        return factors_of(self.scales)[level]
 
     def forward(
         self, image: Tensor, *, seed: int | Tensor | None = None, first_sample: int = 0, keep_every: int = 1
@@ -100,8 +106,8 @@ class M3D(nn.Module):
         """
         size = self._check_image(image)
         full = pad_to_multiple(image, self.factors(0), self.pad)
-        self._check_levels([self._level_size(full, level) for level in range(len(self.levels))])
-        state = self._seed_state(pool_image(full, self.factors(0)))
+        self._check_levels(working_sizes(_size(full), self.scales, [()] * len(self.levels)))
+        state = self._seed_state(self._pool(full, 0))
         for level in range(len(self.levels)):
             if level > 0:
                 state = self._hand_over(state, full, level)
@@ -120,7 +126,7 @@ class M3D(nn.Module):
         generator: torch.Generator | None = None,
         keep_every: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """Training pass: every level works on a patch of the size of level 0, cut at random inside the one before.
+        """Training pass: every level works on a patch cut at random inside the one before, or on all that is left.
 
         Args:
             image: ``[B, C_in, X, Y, Z]`` float32.
@@ -129,31 +135,32 @@ class M3D(nn.Module):
             seed, keep_every: as in :meth:`forward`.
 
         Returns:
-            Logits and label of the last patch, both ``[B, C_out, *patch]``; with one level those of the whole volume.
+            Logits and label of the last patch, both ``[B, C_out, *patch]``. A patch holds whole cells of its level: one
+            that does not fill an axis leaves out a last cell that the volume's edge cuts.
         """
         size = self._check_image(image)
         expected = (image.shape[0], self.out_channels, *size)
         if tuple(label.shape) != expected:
             raise ValueError(f"label must have shape {expected}; got {tuple(label.shape)}")
-        if len(self.levels) == 1:
-            return self.forward(image, seed=seed, keep_every=keep_every), label
         if generator is None:
             generator = torch.default_generator
         full = pad_to_multiple(image, self.factors(0), self.pad)
         label = pad_to_multiple(label, self.factors(0), self.pad)
-        patch = self._level_size(full, 0)
-        self._check_levels([patch] * len(self.levels))
-        state = self._seed_state(pool_image(full, self.factors(0)))
-        state = self._run(0, state, seed=seed, keep_every=keep_every)
-        for level in range(1, len(self.levels)):
-            state = self._hand_over(state, full, level)
-            offsets = draw_offsets(len(state), _times(patch, self.scales[level - 1]), patch, generator)
-            state = crop(state, offsets, patch, first_axis=1)
-            # One cell of this level is `rest` cells of the full volume: the next crop is taken inside this one.
-            rest = self.factors(level)
-            fine_offsets = [_times(offset, rest) for offset in offsets]
-            full = crop(full, fine_offsets, _times(patch, rest), first_axis=2)
-            label = crop(label, fine_offsets, _times(patch, rest), first_axis=2)
+        patches = working_sizes(_size(full), self.scales, self.patches)
+        self._check_levels(patches)
+        state = self._seed_state(self._pool(full, 0))
+        for level, patch in enumerate(patches):
+            if level > 0:
+                state = self._hand_over(state, full, level)
+            if patch != _size(state, first_axis=1):
+                # One cell of this level is `factors` cells of the full volume: the next crop is taken inside this one.
+                factors = self.factors(level)
+                inside = region(_size(full), patch, factors)
+                offsets = draw_offsets(len(state), self._room(full, patch, level), patch, generator)
+                fine_offsets = [times(offset, factors) for offset in offsets]
+                state = crop(state, offsets, patch, first_axis=1)
+                full = crop(full, fine_offsets, inside, first_axis=2)
+                label = crop(label, fine_offsets, inside, first_axis=2)
             state = self._run(level, state, seed=seed, keep_every=keep_every)
         return self._logits(state), label
 
@@ -178,16 +185,21 @@ class M3D(nn.Module):
 
     def _hand_over(self, state: Tensor, full: Tensor, level: int) -> Tensor:
         """Enlarge the state of ``level - 1`` and give it the image of ``level``; all other channels travel on."""
-        enlarged = enlarge_state(state, self.scales[level - 1])
-        image = to_channels_last(pool_image(full, self.factors(level)))
+        image = to_channels_last(self._pool(full, level))
+        enlarged = enlarge_state(state, self.scales[level - 1], _size(image, first_axis=1))
         return torch.cat([image, enlarged[..., self.in_channels :]], dim=-1)
+
+    def _pool(self, full: Tensor, level: int) -> Tensor:
+        return pool_image(full, self.factors(level), self.pool)
+
+    def _room(self, full: Tensor, patch: Triple, level: int) -> Triple:
+        """Where a patch may lie: the cells that are whole; on an axis that it fills, all of them."""
+        whole = (n // f for n, f in zip(_size(full), self.factors(level), strict=True))
+        x, y, z = (max(w, p) for w, p in zip(whole, patch, strict=True))
+        return x, y, z
 
     def _logits(self, state: Tensor) -> Tensor:
         return to_channels_first(state[..., self.in_channels : self.in_channels + self.out_channels])
-
-    def _level_size(self, full: Tensor, level: int) -> Triple:
-        x, y, z = (n // f for n, f in zip(full.shape[2:], self.factors(level), strict=True))
-        return x, y, z
 
     def _check_image(self, image: Tensor) -> Triple:
         if image.ndim != 5 or image.shape[1] != self.in_channels:
@@ -207,6 +219,6 @@ class M3D(nn.Module):
                     )
 
 
-def _times(triple: Triple, factors: Triple) -> Triple:
-    x, y, z = (t * f for t, f in zip(triple, factors, strict=True))
+def _size(volume: Tensor, *, first_axis: int = 2) -> Triple:
+    x, y, z = volume.shape[first_axis : first_axis + 3]
     return x, y, z
