@@ -107,6 +107,18 @@ def ceil_divide(size: Triple, factors: Triple) -> Triple:
     return x, y, z
 
 
+def floor_divide(triple: Triple, factors: Triple) -> Triple:
+    """The quotient per axis, rounded down."""
+    x, y, z = (t // f for t, f in zip(triple, factors, strict=True))
+    return x, y, z
+
+
+def minus(a: Triple, b: Triple) -> Triple:
+    """The difference per axis."""
+    x, y, z = (p - q for p, q in zip(a, b, strict=True))
+    return x, y, z
+
+
 def smaller(a: Sequence[int], b: Triple) -> Triple:
     """The minimum per axis."""
     x, y, z = (min(p, q) for p, q in zip(a, b, strict=True))

@@ -149,7 +149,7 @@ def save_labels(path: str | Path, labels: np.ndarray, volume: Volume) -> None:
 
 def native_image(volume: Volume) -> np.ndarray:
     """The first image channel `[*S]` on the native grid, for pictures."""
-    return volume.image[0][tuple(slice(n) for n in volume.native_size)]
+    return volume.to_native(torch.from_numpy(volume.image[None, :1]))[0, 0].numpy()
 
 
 def _member_logits(model: M3D, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[torch.Tensor]:
@@ -157,14 +157,13 @@ def _member_logits(model: M3D, volume: Volume, cfg: Config, samples: int, seed: 
     model = _with_own_statistics(model)
     device = next(model.parameters()).device
     image = torch.from_numpy(volume.image).to(device)  # [C_in, *S]
-    native = (slice(None), *(slice(n) for n in volume.native_size))  # padding lies at the end of each axis
     # A few states per member; the hidden values are stored by the reference only.
     cell_bytes = 4 * (4 * cfg.model.channels + 2 * cfg.model.hidden)
     at_once = max(1, MEMBER_BUDGET_BYTES // (cell_bytes * image[0].numel()))
     for first in range(0, samples, at_once):
         members = image.expand(min(at_once, samples - first), *image.shape)
         with torch.no_grad():
-            yield from model(members, seed=seed, first_sample=first)[(slice(None), *native)].cpu()
+            yield from volume.to_native(model(members, seed=seed, first_sample=first)).cpu()
 
 
 def _with_own_statistics(model: M3D) -> M3D:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ncaseg import config, files
@@ -23,7 +23,7 @@ from ncaseg.data.dataset import CaseStore
 from ncaseg.data.index import Case, find_cases
 from ncaseg.data.split import Split, load_split, make_split, save_split
 from ncaseg.logs import Progress, RunLog
-from ncaseg.losses import dice_bce
+from ncaseg.losses import LOSSES
 from ncaseg.metrics import hard_dice
 from ncaseg.models import build_model
 from ncaseg.models.segmenter import M3D
@@ -68,7 +68,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(cfg.train, WEIGHTS))
         model = build_model(cfg.model).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=cfg.train.lr, betas=cfg.train.betas)
+    optimizer = make_optimizer(model, cfg.train)
     average = make_average(model, cfg.train)
     per_epoch = steps_per_epoch(len(split.train), cfg.train)
     total = cfg.train.steps if cfg.train.steps > 0 else cfg.train.epochs * per_epoch
@@ -79,7 +79,7 @@ def train(
     with RunLog(out, COLUMNS, keep_through=step) as log, Progress(total, start=step) as progress:
         while step < total:
             began = time.monotonic()
-            lr = learning_rate(cfg.train, updates, total)
+            lr = learning_rate(cfg.train, updates, total, step // per_epoch, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batches = draw_batches(split.train, cfg.train, step)
@@ -111,8 +111,16 @@ def train(
     return out / "model.safetensors"
 
 
-def learning_rate(cfg: TrainConfig, updates: int, total: int) -> float:
-    """The rate of the next optimiser step after ``updates`` of them, of ``total``."""
+def make_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
+    """One Adam over all levels, which equals one per level; or AdamW, whose decay is apart from the gradient."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
+    return kind(model.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+
+
+def learning_rate(cfg: TrainConfig, updates: int, total: int, epoch: int = 0, per_epoch: int = 1) -> float:
+    """The rate of the next optimiser step after ``updates`` of ``total``, in epoch ``epoch`` of ``per_epoch`` each."""
+    if cfg.lr_interval == "epoch":
+        updates, total = epoch, math.ceil(total / per_epoch)
     if cfg.schedule == "exponential":
         return cfg.lr * cfg.lr_decay**updates
     if cfg.schedule == "cosine":
@@ -149,9 +157,8 @@ def validation_dice(model: M3D, volumes: CaseStore, ids: Sequence[str], cfg: Con
         volume = volumes[case]
         image = torch.from_numpy(volume.image)[None].to(device)
         logits = model(image, seed=stream(cfg.train, VALIDATE), first_sample=number)  # [1, C_out, *S]
-        found = (logits[0] > 0).any(dim=0).cpu().numpy()
-        native = found[tuple(slice(0, n) for n in volume.native_size)]
-        scores.append(hard_dice(native, np.asarray(volume.require_label() > 0)))
+        found = (volume.to_native(logits)[0] > 0).any(dim=0).cpu().numpy()
+        scores.append(hard_dice(found, np.asarray(volume.require_label() > 0)))
     return sum(scores) / len(scores) if scores else None
 
 
@@ -175,13 +182,20 @@ def _accumulate(
             seed=stream(cfg.train, FIRE, step, number),
             generator=torch.Generator().manual_seed(stream(cfg.train, CROP, step, number)),
             keep_every=cfg.train.keep_every,
+            foreground=cfg.train.foreground_crops,
         )
-        loss = dice_bce(logits, target, skip_empty=cfg.train.skip_empty) / len(batches)
+        loss = loss_of(logits, target, cfg.train) / len(batches)
         mean_loss += loss.item()
         if loss.requires_grad:
             loss.backward()
             learned = True
     return mean_loss, learned
+
+
+def loss_of(logits: Tensor, target: Tensor, cfg: TrainConfig) -> Tensor:
+    """The loss that the recipe names; see :mod:`ncaseg.losses`."""
+    more = {"gamma": cfg.focal_gamma} if cfg.loss == "dice_focal" else {}
+    return LOSSES[cfg.loss](logits, target, skip_empty=cfg.skip_empty, weights=cfg.loss_weights, **more)
 
 
 def _is_due(step: int, total: int, every: int) -> bool:

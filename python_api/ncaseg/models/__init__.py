@@ -20,4 +20,7 @@ def build_model(cfg: ModelConfig) -> M3D:
         pad=cfg.pad,
         pool=cfg.pool,
         patches=cfg.patches,
+        ndim=cfg.ndim,
+        perception=cfg.perception,
+        num_filters=cfg.num_filters,
     )

@@ -57,6 +57,37 @@ def draw_offsets(batch: int, size: Triple, patch: Triple, generator: torch.Gener
     return list(zip(*columns, strict=True))
 
 
+def draw_offsets_around(
+    cells: list[Triple | None], size: Triple, patch: Triple, generator: torch.Generator
+) -> list[Triple]:
+    """As :func:`draw_offsets`, but the patch of a sample that has a cell is drawn from those that hold it."""
+    offsets = draw_offsets(len(cells), size, patch, generator)
+    for sample, cell in enumerate(cells):
+        if cell is not None:
+            x, y, z = (_offset_around(c, s, p, generator) for c, s, p in zip(cell, size, patch, strict=True))
+            offsets[sample] = (x, y, z)
+    return offsets
+
+
+def _offset_around(cell: int, size: int, patch: int, generator: torch.Generator) -> int:
+    last = min(cell, size - patch)
+    first = min(max(0, cell - patch + 1), last)
+    return int(torch.randint(first, last + 1, (), generator=generator))
+
+
+def draw_foreground(label: Tensor, chance: float, generator: torch.Generator) -> list[Triple | None]:
+    """For each sample of ``[B, C, X, Y, Z]`` and with probability ``chance`` a random voxel of its foreground."""
+    found: list[Triple | None] = []
+    for sample in label:
+        voxels = sample.amax(dim=0).nonzero()
+        if torch.rand((), generator=generator).item() >= chance or len(voxels) == 0:
+            found.append(None)
+            continue
+        x, y, z = voxels[int(torch.randint(len(voxels), (), generator=generator))].tolist()
+        found.append((x, y, z))
+    return found
+
+
 def crop(volume: Tensor, offsets: list[Triple], size: Triple, *, first_axis: int) -> Tensor:
     """Cut a box of ``size`` at its own offset out of every sample; the space begins at axis ``first_axis``."""
     boxes = []

@@ -5,8 +5,15 @@ from torch import Tensor, nn
 
 from ncakern import NCA
 from ncaseg.layout import to_channels_first, to_channels_last
-from ncaseg.levels import Triple, factors_of, region, times, working_sizes
-from ncaseg.models.multilevel import crop, draw_offsets, enlarge_state, pad_to_multiple, pool_image
+from ncaseg.levels import Triple, factors_of, floor_divide, minus, region, times, working_sizes
+from ncaseg.models.multilevel import (
+    crop,
+    draw_foreground,
+    draw_offsets_around,
+    enlarge_state,
+    pad_to_multiple,
+    pool_image,
+)
 
 
 class M3D(nn.Module):
@@ -29,6 +36,8 @@ class M3D(nn.Module):
         pool: how the image of a coarser level is made, see :func:`ncaseg.models.multilevel.pool_image`.
         patches: what each level works on in :meth:`crop_forward`: three sizes, or ``()`` for the whole level; without
             entries every level gets the size of level 0.
+        ndim: 2 makes every slice of the third axis an automaton of its own (Med-NCA); its norm must not be "batch".
+        perception, num_filters: as in :class:`ncakern.NCA`.
 
     Example:
         >>> model = M3D(kernel_sizes=(7, 3), steps=(10, 10), scales=((2, 2, 2),))
@@ -55,6 +64,9 @@ class M3D(nn.Module):
         pad: str = "replicate",
         pool: str = "max",
         patches: tuple[tuple[int, ...], ...] = (),
+        ndim: int = 3,
+        perception: str = "depthwise",
+        num_filters: int = 1,
     ) -> None:
         super().__init__()
         if len(steps) != len(kernel_sizes) or len(scales) != len(kernel_sizes) - 1:
@@ -68,11 +80,14 @@ class M3D(nn.Module):
         self.in_channels, self.out_channels, self.channels = in_channels, out_channels, channels
         self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
         self.padding, self.pad, self.pool, self.patches = padding, pad, pool, tuple(patches)
+        self.ndim = ndim
         self.levels = nn.ModuleList(
             NCA(
-                3,
+                ndim,
                 channels,
                 hidden,
+                perception=perception,
+                num_filters=num_filters,
                 kernel_size=kernel,
                 padding=padding,
                 norm=norm,
@@ -125,6 +140,7 @@ class M3D(nn.Module):
         seed: int | Tensor | None = None,
         generator: torch.Generator | None = None,
         keep_every: int = 1,
+        foreground: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Training pass: every level works on a patch cut at random inside the one before, or on all that is left.
 
@@ -133,6 +149,7 @@ class M3D(nn.Module):
             label: ``[B, C_out, X, Y, Z]``.
             generator: draws the offsets, per sample and axis; torch's default generator when None.
             seed, keep_every: as in :meth:`forward`.
+            foreground: probability that the patches of a sample all hold one voxel of its foreground, drawn at random.
 
         Returns:
             Logits and label of the last patch, both ``[B, C_out, *patch]``. A patch holds whole cells of its level: one
@@ -148,6 +165,7 @@ class M3D(nn.Module):
         label = pad_to_multiple(label, self.factors(0), self.pad)
         patches = working_sizes(_size(full), self.scales, self.patches)
         self._check_levels(patches)
+        chosen = draw_foreground(label, foreground, generator) if foreground > 0 else [None] * len(image)
         state = self._seed_state(self._pool(full, 0))
         for level, patch in enumerate(patches):
             if level > 0:
@@ -156,8 +174,10 @@ class M3D(nn.Module):
                 # One cell of this level is `factors` cells of the full volume: the next crop is taken inside this one.
                 factors = self.factors(level)
                 inside = region(_size(full), patch, factors)
-                offsets = draw_offsets(len(state), self._room(full, patch, level), patch, generator)
+                cells = [None if voxel is None else floor_divide(voxel, factors) for voxel in chosen]
+                offsets = draw_offsets_around(cells, self._room(full, patch, level), patch, generator)
                 fine_offsets = [times(offset, factors) for offset in offsets]
+                chosen = [v if v is None else minus(v, o) for v, o in zip(chosen, fine_offsets, strict=True)]
                 state = crop(state, offsets, patch, first_axis=1)
                 full = crop(full, fine_offsets, inside, first_axis=2)
                 label = crop(label, fine_offsets, inside, first_axis=2)
@@ -168,15 +188,13 @@ class M3D(nn.Module):
         self, level: int, state: Tensor, *, seed: int | Tensor | None, keep_every: int, first_sample: int = 0
     ) -> Tensor:
         # Steps are numbered through all levels, so that no two of them share fire bits.
-        first_step = sum(self.steps[:level])
-        return self.levels[level](
-            state,
-            self.steps[level],
-            seed=seed,
-            first_step=first_step,
-            first_sample=first_sample,
-            keep_every=keep_every,
-        )
+        stream = {"seed": seed, "first_step": sum(self.steps[:level]), "keep_every": keep_every}
+        if self.ndim == 3:
+            return self.levels[level](state, self.steps[level], first_sample=first_sample, **stream)
+        batch, depth = state.shape[0], state.shape[3]
+        slices = state.movedim(3, 1).flatten(0, 1)  # [B * Z, X, Y, C]
+        slices = self.levels[level](slices, self.steps[level], first_sample=first_sample * depth, **stream)
+        return slices.unflatten(0, (batch, depth)).movedim(1, 3)
 
     def _seed_state(self, image: Tensor) -> Tensor:
         """Image channels first, everything else 0."""
@@ -211,7 +229,7 @@ class M3D(nn.Module):
         if self.padding != "reflect":
             return
         for level, (kernel, size) in enumerate(zip(self.kernel_sizes, sizes, strict=True)):
-            for axis, length in zip("XYZ", size, strict=True):
+            for axis, length in list(zip("XYZ", size, strict=True))[: self.ndim]:
                 if length <= kernel // 2:
                     raise ValueError(
                         f"image is too small: level {level} has {length} cells on axis {axis}, and kernel {kernel} "
