@@ -119,6 +119,12 @@ def minus(a: Triple, b: Triple) -> Triple:
     return x, y, z
 
 
+def larger(a: Triple, b: Triple) -> Triple:
+    """The maximum per axis."""
+    x, y, z = (max(p, q) for p, q in zip(a, b, strict=True))
+    return x, y, z
+
+
 def smaller(a: Sequence[int], b: Triple) -> Triple:
     """The minimum per axis."""
     x, y, z = (min(p, q) for p, q in zip(a, b, strict=True))

@@ -19,13 +19,13 @@ from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import SUFFIXES, Case, case_id, find_cases
 from ncaseg.files import replacing
-from ncaseg.models.segmenter import M3D
+from ncaseg.models.base import Segmenter
 
 MEMBER_BUDGET_BYTES = 512 * 2**20  # of states and hidden values that run at once; more members take turns
 
 
 def predict_case(
-    model: M3D, volume: Volume, cfg: Config, samples: int, seed: int, *, with_variance: bool = False
+    model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int, *, with_variance: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Segments one volume by an ensemble of `samples` stochastic rollouts (M3D-NCA's pseudo-ensemble).
 
@@ -82,7 +82,7 @@ def class_values(cfg: Config) -> tuple[int, ...]:
 
 
 def predict_path(
-    model: str | Path | tuple[M3D, Config],
+    model: str | Path | tuple[Segmenter, Config],
     source: str | Path,
     out: str | Path,
     *,
@@ -152,7 +152,7 @@ def native_image(volume: Volume) -> np.ndarray:
     return volume.to_native(torch.from_numpy(volume.image[None, :1]))[0, 0].numpy()
 
 
-def _member_logits(model: M3D, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[torch.Tensor]:
+def _member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[torch.Tensor]:
     """Yields the logits `[C_out, *S]` of each member on the native grid; as many run at once as the budget allows."""
     model = _with_own_statistics(model)
     device = next(model.parameters()).device
@@ -166,7 +166,7 @@ def _member_logits(model: M3D, volume: Volume, cfg: Config, samples: int, seed: 
             yield from volume.to_native(model(members, seed=seed, first_sample=first)).cpu()
 
 
-def _with_own_statistics(model: M3D) -> M3D:
+def _with_own_statistics(model: Segmenter) -> Segmenter:
     """The model with norm "batch" replaced by "instance": members in one call do not share their statistics."""
     model = copy.deepcopy(model)
     for level in model.modules():

@@ -14,7 +14,8 @@ def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The M3D segmenter. Tuples ordered by level run from coarse to fine.
+    """The segmenter: ``kind`` "m3d", the automata, or "unet", the baseline, which reads only ``in_channels``,
+    ``out_channels`` and ``features`` (six widths). Tuples ordered by level run from coarse to fine.
 
     ``out_channels`` 1 is the merged foreground; otherwise one sigmoid channel per entry of ``data.labels``.
     ``scales[i]`` are the per-axis factors between level i and level i + 1. ``pad`` fills sizes that the product of the
@@ -26,6 +27,7 @@ class ModelConfig:
     filter per channel, "dense" lets every channel see every channel; there are ``num_filters`` of them.
     """
 
+    kind: str = "m3d"
     in_channels: int = 1
     out_channels: int = 1
     channels: int = 16
@@ -42,6 +44,7 @@ class ModelConfig:
     ndim: int = 3
     perception: str = "depthwise"
     num_filters: int = 1
+    features: tuple[int, ...] = (24, 24, 48, 96, 192, 24)
 
     def __post_init__(self) -> None:
         levels = len(self.kernel_sizes)
@@ -67,6 +70,8 @@ class ModelConfig:
             all(len(p) in (0, 3) for p in self.patches), "model.patches", "be [] or three sizes each", self.patches
         )
         _require(all(s >= 1 for p in self.patches for s in p), "model.patches", "be at least 1", self.patches)
+        _require_one_of("model.kind", self.kind, ("m3d", "unet"))
+        _require(len(self.features) == 6 and min(self.features) >= 1, "model.features", "be six widths", self.features)
         _require(self.ndim in (2, 3), "model.ndim", "be 2 or 3", self.ndim)
         flat = self.ndim == 3 or all(scale[2] == 1 for scale in self.scales)
         _require(flat, "model.scales", "keep the third axis (factor 1) with model.ndim 2", self.scales)

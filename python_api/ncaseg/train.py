@@ -6,6 +6,7 @@ thread count), and there is no generator to save.
 """
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,10 @@ from ncaseg.data.index import Case, find_cases
 from ncaseg.data.split import Split, load_split, make_split, save_split
 from ncaseg.logs import Progress, RunLog
 from ncaseg.losses import LOSSES
+from ncaseg.memory import check_memory
 from ncaseg.metrics import hard_dice
 from ncaseg.models import build_model
-from ncaseg.models.segmenter import M3D
+from ncaseg.models.base import Segmenter
 
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds", "val_dice")
 
@@ -56,11 +58,13 @@ def train(
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is False.
         ValueError: the folder holds a run of another recipe, the data do not match the split, or a case is broken.
+        MemoryError: a training step will not fit; nothing has been written yet.
         FloatingPointError: the loss or a gradient is not finite; the last good state has been saved.
     """
     out = Path(out_dir)
     device = _device(cfg.train.device)
     cases = find_cases(data_dir, images=images, labels=labels)
+    print(check_memory(cfg, cases, device), file=sys.stderr)
     _claim_folder(out, cfg, resume)
     split = _fix_split(out / "split.json", cases, cfg)
     volumes = CaseStore(cases, cfg.data)
@@ -128,7 +132,7 @@ def learning_rate(cfg: TrainConfig, updates: int, total: int, epoch: int = 0, pe
     return cfg.lr
 
 
-def make_average(model: M3D, cfg: TrainConfig) -> AveragedModel | None:
+def make_average(model: Segmenter, cfg: TrainConfig) -> AveragedModel | None:
     """The running mean of the weights, still without content; None where the recipe has none."""
     if cfg.ema_decay == 0.0:
         return None
@@ -140,16 +144,16 @@ def is_averaged(cfg: TrainConfig, step: int, updates: int, per_epoch: int) -> bo
     return updates > cfg.ema_start and (cfg.ema_interval == "step" or step % per_epoch == 0)
 
 
-def best_weights(model: M3D, average: AveragedModel | None) -> M3D:
+def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:
     """The model to judge and to keep: the running mean once it has content, else the weights as they are."""
     if average is None or average.n_averaged == 0:
         return model
-    assert isinstance(average.module, M3D)
+    assert isinstance(average.module, Segmenter)
     return average.module
 
 
 @torch.no_grad()
-def validation_dice(model: M3D, volumes: CaseStore, ids: Sequence[str], cfg: Config) -> float | None:
+def validation_dice(model: Segmenter, volumes: CaseStore, ids: Sequence[str], cfg: Config) -> float | None:
     """Mean hard Dice of the merged foreground at native geometry, one run per case; None without cases."""
     device = next(model.parameters()).device
     scores = []
@@ -163,7 +167,7 @@ def validation_dice(model: M3D, volumes: CaseStore, ids: Sequence[str], cfg: Con
 
 
 def _accumulate(
-    model: M3D,
+    model: Segmenter,
     optimizer: torch.optim.Optimizer,
     volumes: CaseStore,
     batches: list[tuple[str, ...]],
@@ -240,7 +244,7 @@ def _fix_split(path: Path, cases: list[Case], cfg: Config) -> Split:
 
 def _save(
     out: Path,
-    model: M3D,
+    model: Segmenter,
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
     cfg: Config,
@@ -258,7 +262,7 @@ def _save(
 
 
 def _restore(
-    path: Path, model: M3D, optimizer: torch.optim.Optimizer, average: AveragedModel | None, split: Split
+    path: Path, model: Segmenter, optimizer: torch.optim.Optimizer, average: AveragedModel | None, split: Split
 ) -> tuple[int, int]:
     state = load_state(path)
     if state["split_sha256"] != split.sha256:

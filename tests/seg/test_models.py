@@ -9,7 +9,8 @@ from ncakern import NCA
 from ncaseg.config import ModelConfig
 from ncaseg.levels import working_sizes
 from ncaseg.models import build_model
-from ncaseg.models.multilevel import crop, draw_offsets, enlarge_state, pad_to_multiple, pool_image
+from ncaseg.models.crops import crop, draw_offsets
+from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
 from ncaseg.models.segmenter import M3D
 
 TWO = ((2, 2, 2),)
@@ -287,12 +288,14 @@ def test_helpers_by_hand():
     assert pool_image(x, (2, 3, 3), "nearest").flatten().tolist() == [0.0, 3.0]
     assert pool_image(x, (2, 3, 2), "trilinear").flatten().tolist() == [10.5, 12.5]
     state = torch.arange(2.0).reshape(1, 1, 1, 2, 1)
-    assert enlarge_state(state, (1, 2, 3))[0, 0, :, :, 0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
+    assert enlarge_state(state, (1, 2, 3), (1, 2, 6))[0, 0, :, :, 0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
     assert pad_to_multiple(x, (1, 3, 2), "zeros") is x
     assert pad_to_multiple(x, (1, 2, 1), "zeros").shape == (1, 1, 2, 4, 4)
     assert pad_to_multiple(x, (1, 2, 1), "none") is x
     assert enlarge_state(state, (1, 2, 3), (1, 1, 5))[0, 0, :, :, 0].tolist() == [[0, 0, 0, 1, 1]]
-    cut = crop(torch.cat([x, x]), [(0, 0, 0), (1, 1, 2)], (1, 2, 2), first_axis=2)
+    patches = enlarge_state(torch.cat([state, state]), (1, 2, 3), (1, 1, 3), [(0, 0, 1), (0, 1, 3)])
+    assert patches[:, 0, 0, :, 0].tolist() == [[0, 0, 1], [1, 1, 1]]
+    cut = crop(torch.cat([x, x]), [(0, 0, 0), (1, 1, 2)], (1, 2, 2))
     assert cut.flatten().tolist() == [0, 1, 4, 5, 18, 19, 22, 23]
 
 

@@ -5,18 +5,13 @@ from torch import Tensor, nn
 
 from ncakern import NCA
 from ncaseg.layout import to_channels_first, to_channels_last
-from ncaseg.levels import Triple, factors_of, floor_divide, minus, region, times, working_sizes
-from ncaseg.models.multilevel import (
-    crop,
-    draw_foreground,
-    draw_offsets_around,
-    enlarge_state,
-    pad_to_multiple,
-    pool_image,
-)
+from ncaseg.levels import Triple, factors_of, working_sizes
+from ncaseg.models.base import Segmenter
+from ncaseg.models.crops import NestedCrops
+from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
 
 
-class M3D(nn.Module):
+class M3D(Segmenter):
     """Segment volumes with n levels of neural cellular automata.
 
     Level 0 starts on the pooled image, all other channels 0. After each level the whole state is enlarged
@@ -121,12 +116,13 @@ class M3D(nn.Module):
         """
         size = self._check_image(image)
         full = pad_to_multiple(image, self.factors(0), self.pad)
-        self._check_levels(working_sizes(_size(full), self.scales, [()] * len(self.levels)))
-        state = self._seed_state(self._pool(full, 0))
+        x, y, z = full.shape[2:]
+        self._check_levels(working_sizes((x, y, z), self.scales, [()] * len(self.levels)))
+        state = None
         for level in range(len(self.levels)):
-            if level > 0:
-                state = self._hand_over(state, full, level)
+            state = self._begin(level, full, state)
             state = self._run(level, state, seed=seed, first_sample=first_sample, keep_every=keep_every)
+        assert state is not None  # there is at least one level
         logits = self._logits(state)
         for axis, length in enumerate(size, start=2):
             logits = logits.narrow(axis, 0, length)
@@ -152,8 +148,7 @@ class M3D(nn.Module):
             foreground: probability that the patches of a sample all hold one voxel of its foreground, drawn at random.
 
         Returns:
-            Logits and label of the last patch, both ``[B, C_out, *patch]``. A patch holds whole cells of its level: one
-            that does not fill an axis leaves out a last cell that the volume's edge cuts.
+            Logits and label of the last patch, both ``[B, C_out, *patch]``.
         """
         size = self._check_image(image)
         expected = (image.shape[0], self.out_channels, *size)
@@ -161,28 +156,17 @@ class M3D(nn.Module):
             raise ValueError(f"label must have shape {expected}; got {tuple(label.shape)}")
         if generator is None:
             generator = torch.default_generator
-        full = pad_to_multiple(image, self.factors(0), self.pad)
-        label = pad_to_multiple(label, self.factors(0), self.pad)
-        patches = working_sizes(_size(full), self.scales, self.patches)
+        padded = (pad_to_multiple(volume, self.factors(0), self.pad) for volume in (image, label))
+        crops = NestedCrops(*padded, generator=generator, foreground=foreground)
+        patches = working_sizes(crops.size, self.scales, self.patches)
         self._check_levels(patches)
-        chosen = draw_foreground(label, foreground, generator) if foreground > 0 else [None] * len(image)
-        state = self._seed_state(self._pool(full, 0))
+        state = None
         for level, patch in enumerate(patches):
-            if level > 0:
-                state = self._hand_over(state, full, level)
-            if patch != _size(state, first_axis=1):
-                # One cell of this level is `factors` cells of the full volume: the next crop is taken inside this one.
-                factors = self.factors(level)
-                inside = region(_size(full), patch, factors)
-                cells = [None if voxel is None else floor_divide(voxel, factors) for voxel in chosen]
-                offsets = draw_offsets_around(cells, self._room(full, patch, level), patch, generator)
-                fine_offsets = [times(offset, factors) for offset in offsets]
-                chosen = [v if v is None else minus(v, o) for v, o in zip(chosen, fine_offsets, strict=True)]
-                state = crop(state, offsets, patch, first_axis=1)
-                full = crop(full, fine_offsets, inside, first_axis=2)
-                label = crop(label, fine_offsets, inside, first_axis=2)
+            offsets = crops.cut(patch, self.factors(level))
+            state = self._begin(level, crops.image, state, offsets)
             state = self._run(level, state, seed=seed, keep_every=keep_every)
-        return self._logits(state), label
+        assert state is not None  # there is at least one level
+        return self._logits(state), crops.label
 
     def _run(
         self, level: int, state: Tensor, *, seed: int | Tensor | None, keep_every: int, first_sample: int = 0
@@ -196,25 +180,24 @@ class M3D(nn.Module):
         slices = self.levels[level](slices, self.steps[level], first_sample=first_sample * depth, **stream)
         return slices.unflatten(0, (batch, depth)).movedim(1, 3)
 
+    def _begin(self, level: int, full: Tensor, state: Tensor | None, offsets: list[Triple] | None = None) -> Tensor:
+        """The state a level starts with: the image of its resolution, and zeros or what the level before has left.
+
+        Args:
+            full: image at full resolution of the volume, or of the patches.
+            state: of the level before; None for level 0.
+            offsets: where the patches lie in the enlarged state, per sample; None takes all of it.
+        """
+        image = to_channels_last(pool_image(full, self.factors(level), self.pool))
+        if state is None:
+            return self._seed_state(image)
+        x, y, z = image.shape[1:4]
+        hidden = state[..., self.in_channels :]
+        return torch.cat([image, enlarge_state(hidden, self.scales[level - 1], (x, y, z), offsets)], dim=-1)
+
     def _seed_state(self, image: Tensor) -> Tensor:
         """Image channels first, everything else 0."""
-        state = to_channels_last(image)
-        return torch.cat([state, state.new_zeros((*state.shape[:4], self.channels - self.in_channels))], dim=-1)
-
-    def _hand_over(self, state: Tensor, full: Tensor, level: int) -> Tensor:
-        """Enlarge the state of ``level - 1`` and give it the image of ``level``; all other channels travel on."""
-        image = to_channels_last(self._pool(full, level))
-        enlarged = enlarge_state(state, self.scales[level - 1], _size(image, first_axis=1))
-        return torch.cat([image, enlarged[..., self.in_channels :]], dim=-1)
-
-    def _pool(self, full: Tensor, level: int) -> Tensor:
-        return pool_image(full, self.factors(level), self.pool)
-
-    def _room(self, full: Tensor, patch: Triple, level: int) -> Triple:
-        """Where a patch may lie: the cells that are whole; on an axis that it fills, all of them."""
-        whole = (n // f for n, f in zip(_size(full), self.factors(level), strict=True))
-        x, y, z = (max(w, p) for w, p in zip(whole, patch, strict=True))
-        return x, y, z
+        return torch.cat([image, image.new_zeros((*image.shape[:4], self.channels - self.in_channels))], dim=-1)
 
     def _logits(self, state: Tensor) -> Tensor:
         return to_channels_first(state[..., self.in_channels : self.in_channels + self.out_channels])
@@ -235,8 +218,3 @@ class M3D(nn.Module):
                         f"image is too small: level {level} has {length} cells on axis {axis}, and kernel {kernel} "
                         f"with reflect padding needs at least {kernel // 2 + 1}; use a smaller kernel or fewer levels"
                     )
-
-
-def _size(volume: Tensor, *, first_axis: int = 2) -> Triple:
-    x, y, z = volume.shape[first_axis : first_axis + 3]
-    return x, y, z
