@@ -20,8 +20,8 @@ from ncaseg.data.index import Case
 from ncaseg.levels import Triple, ceil_divide, factors_of, times, working_sizes
 
 FLOAT_BYTES = 4
-# States alive beside the kept ones at the peak of the backward pass: input, output, gradients, scratch. 7.6 and 7.0 were
-# measured (64x64x52 cells, 20 steps, keep_every 1 and 4; x86-64, torch 2.13, 2026-11).
+# States alive beside the kept ones at the peak of the backward pass: input, output, gradients, scratch. 7.6 and 7.0
+# were measured (64x64x52 cells, 20 steps, keep_every 1 and 4; x86-64, torch 2.13, 2026-11).
 WORKING_STATES = 8
 # Feature maps of BasicUNet at full resolution, in units of its first width, all stages counted: 16.6 and 17.4 were
 # measured (48x64x48 and 64x64x96 cells, batch 2, MONAI 1.6.1, the same machine).

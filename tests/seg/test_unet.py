@@ -30,8 +30,7 @@ def test_without_monai_the_error_names_the_extra(monkeypatch):
 def test_recipe_has_the_widths_it_names():
     model = build_model(config.load_recipe("unet-hippocampus").model)
     assert sum(p.numel() for p in model.parameters()) == 3235105
-    assert model(torch.rand(1, 1, 48, 64, 48)).shape == (1, 1, 48, 64, 48)
-    assert model(torch.rand(1, 1, 35, 50, 36)).shape == (1, 1, 35, 50, 36)
+    assert model(torch.rand(1, 1, 32, 35, 33)).shape == (1, 1, 32, 35, 33)
     with pytest.raises(ValueError, match="31 cells on axis Y"):
         model(torch.rand(1, 1, 32, 31, 32))
     with pytest.raises(ValueError, match=r"\[B, 1, X, Y, Z\]"):
