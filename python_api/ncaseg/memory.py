@@ -5,19 +5,14 @@ The kernel keeps states only: C values per cell and step. Without it the referen
 
 import math
 import sys
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import torch
-from nibabel.filebasedimages import ImageFileError
 
 import ncakern
 from ncaseg.config import Config, ModelConfig
-from ncaseg.data.dataset import grid_size
-from ncaseg.data.index import Case
-from ncaseg.levels import Triple, ceil_divide, factors_of, times, working_sizes
+from ncaseg.levels import Triple, pad_size, working_sizes
 
 FLOAT_BYTES = 4
 # States alive beside the kept ones at the peak of the backward pass: input, output, gradients, scratch. 7.6 and 7.0
@@ -30,8 +25,13 @@ CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 CGROUP_FILES = ("memory.max", "memory.current")
 
 
-def check_memory(cfg: Config, cases: Iterable[Case], device: torch.device) -> str:
+def check_memory(cfg: Config, sizes: Sequence[Triple], device: torch.device) -> str:
     """Estimate what training needs and compare it with what there is.
+
+    Args:
+        cfg: the recipe.
+        sizes: grids of all volumes, see :func:`ncaseg.data.dataset.grid_sizes`.
+        device: where the training runs.
 
     Returns:
         One line about both.
@@ -39,9 +39,8 @@ def check_memory(cfg: Config, cases: Iterable[Case], device: torch.device) -> st
     Raises:
         MemoryError: it does not fit; the message says what would.
     """
-    cases = list(cases)
-    size = largest_size(cfg, cases)
-    step, cache = step_bytes(cfg, size), cache_bytes(cfg, size, len(cases))
+    size = max(sizes, key=math.prod)
+    step, cache = step_bytes(cfg, size), cache_bytes(cfg, sizes)
     cells = "x".join(str(n) for n in size)
     need = f"about {show(step)} for a training step on {cells} cells"
     free = free_bytes(device)
@@ -67,7 +66,10 @@ def step_bytes(cfg: Config, size: Triple, keep_every: int | None = None) -> int:
     volume = batch * math.prod(size) * FLOAT_BYTES
     if model.kind == "unet":
         return volume * (model.features[0] * UNET_MAPS)
-    cells = [batch * math.prod(level) for level in working_sizes(_padded(size, model), model.scales, model.patches)]
+    cells = [
+        batch * math.prod(level)
+        for level in working_sizes(pad_size(size, model.scales, model.pad), model.scales, model.patches)
+    ]
     state = [FLOAT_BYTES * model.channels * n for n in cells]
     if ncakern.backends()["cpu"] is not None and train.device == "cpu":
         kept = sum(reference_bytes(model) * steps * n for steps, n in zip(model.steps, cells, strict=True))
@@ -87,27 +89,10 @@ def reference_bytes(model: ModelConfig) -> int:
     return FLOAT_BYTES * ((2 + 2 * model.num_filters) * model.channels + wide)
 
 
-def cache_bytes(cfg: Config, size: Triple, count: int) -> int:
-    """Bytes of ``count`` volumes in memory: float32 images, int64 labels; 0 where the recipe keeps none."""
-    each = math.prod(size) * (FLOAT_BYTES * cfg.model.in_channels + 8)
-    return count * each if cfg.data.cache else 0
-
-
-def largest_size(cfg: Config, cases: Sequence[Case]) -> Triple:
-    """The largest grid of the network among the cases; reads headers only where the recipe leaves an axis native."""
-    if cfg.data.size and all(cfg.data.size):
-        x, y, z = cfg.data.size
-        return x, y, z
-    sizes = []
-    for case in cases:
-        try:
-            source = nib.load(case.image)
-        except (ImageFileError, OSError, EOFError, zlib.error):
-            continue  # named in full when the volume is loaded
-        if isinstance(source, nib.Nifti1Image) and len(source.shape) >= 3:
-            sizes.append(grid_size(source.shape[:3], cfg.data))
-    x, y, z = max(sizes, key=math.prod, default=(1, 1, 1))
-    return x, y, z
+def cache_bytes(cfg: Config, sizes: Sequence[Triple]) -> int:
+    """Bytes of all volumes in memory: float32 images, int64 labels; 0 where the recipe keeps none."""
+    cells = sum(math.prod(size) for size in sizes)
+    return cells * (FLOAT_BYTES * cfg.model.in_channels + 8) if cfg.data.cache else 0
 
 
 def free_bytes(device: torch.device, *, cgroup: Path = CGROUP) -> int | None:
@@ -134,11 +119,6 @@ def _cgroup_room(folder: Path) -> int | None:
     except OSError:
         return None
     return None if limit == "max" else max(0, int(limit) - int(used))
-
-
-def _padded(size: Triple, model: ModelConfig) -> Triple:
-    factors = factors_of(model.scales)[0]
-    return size if model.pad == "none" else times(ceil_divide(size, factors), factors)
 
 
 def _advice(cfg: Config, size: Triple, free: int) -> str:

@@ -20,9 +20,10 @@ from ncaseg import config, files
 from ncaseg.batches import CROP, FIRE, VALIDATE, WEIGHTS, draw_batches, load_batch, steps_per_epoch, stream
 from ncaseg.checkpoint import load_state, save_model, save_state
 from ncaseg.config import Config, TrainConfig
-from ncaseg.data.dataset import CaseStore
+from ncaseg.data.dataset import CaseStore, grid_sizes
 from ncaseg.data.index import Case, find_cases
 from ncaseg.data.split import Split, load_split, make_split, save_split
+from ncaseg.levels import Triple, check_reflection, pad_size, working_sizes
 from ncaseg.logs import Progress, RunLog
 from ncaseg.losses import LOSSES
 from ncaseg.memory import check_memory
@@ -64,7 +65,9 @@ def train(
     out = Path(out_dir)
     device = _device(cfg.train.device)
     cases = find_cases(data_dir, images=images, labels=labels)
-    print(check_memory(cfg, cases, device), file=sys.stderr)
+    sizes = grid_sizes(cases, cfg.data)
+    check_sizes(sizes, cfg)
+    print(check_memory(cfg, list(sizes.values()), device), file=sys.stderr)
     _claim_folder(out, cfg, resume)
     split = _fix_split(out / "split.json", cases, cfg)
     volumes = CaseStore(cases, cfg.data)
@@ -113,6 +116,24 @@ def train(
             if _is_due(step, total, cfg.train.checkpoint_every):
                 _save(out, model, optimizer, average, cfg, split, step, updates)
     return out / "model.safetensors"
+
+
+def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
+    """Make sure that every volume fits every level, in training and whole, before hours of training have passed.
+
+    Raises:
+        ValueError: one does not; the message names the case, the level and the axis.
+    """
+    model = cfg.model
+    if model.kind != "m3d" or model.padding != "reflect":
+        return
+    for case, size in sizes.items():
+        size = pad_size(size, model.scales, model.pad)
+        for patches in (model.patches, [()] * len(model.steps)):
+            try:
+                check_reflection(working_sizes(size, model.scales, patches), model.kernel_sizes, model.ndim)
+            except ValueError as error:
+                raise ValueError(f"case {case}: {error}") from error
 
 
 def make_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:

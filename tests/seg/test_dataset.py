@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ncaseg.config import DataConfig, load_recipe
-from ncaseg.data.dataset import CaseStore, encode_label, load_case, pad_end
+from ncaseg.data.dataset import CaseStore, encode_label, grid_sizes, load_case, pad_end
 from ncaseg.data.index import Case, find_cases
 
 AFFINE = np.array([[-1.0, 0.2, 0.0, 5.0], [0.1, 0.9, 0.0, -7.0], [0.0, 0.0, 1.2, 3.0], [0.0, 0.0, 0.0, 1.0]])
@@ -96,7 +96,7 @@ def test_constant_image_is_named(tmp_path):
 
 
 def test_image_larger_than_the_grid_is_named(tmp_path, image):
-    with pytest.raises(ValueError, match=r"size \(5, 6, 7\) is larger than data.size \(9, 5, 9\)"):
+    with pytest.raises(ValueError, match=r"size \(5, 6, 7\) is larger than data.size \(9, 5, 9\) on axis Y"):
         load_case(write_case(tmp_path, image), DataConfig(size=(9, 5, 9)))
 
 
@@ -156,6 +156,18 @@ def test_resizing_may_shrink(tmp_path, image):
     volume = load_case(write_case(tmp_path, image), DataConfig(size=(3, 4, 5), fit="resize", clip_again=True))
     assert volume.image.shape == (1, 3, 4, 5)
     assert volume.to_native(torch.zeros(2, 3, 3, 4, 5)).shape == (2, 3, *SIZE)
+
+
+def test_sizes_come_from_headers_alone(tmp_path, image):
+    case = write_case(tmp_path, image)
+    whole = case.image.read_bytes()
+    case.image.write_bytes(whole[: len(whole) - 100])  # the header is there, the last voxels are not
+    assert grid_sizes([case], DataConfig()) == {"c": SIZE}
+    assert grid_sizes([case], DataConfig(size=(0, 9, 0))) == {"c": (5, 9, 7)}
+    case.image.unlink()
+    assert grid_sizes([case], DataConfig(size=(8, 9, 7))) == {"c": (8, 9, 7)}
+    with pytest.raises(ValueError, match="image.nii.gz must have 3 axes"):
+        grid_sizes([write_case(tmp_path, np.ones((4, 5), np.float32))], DataConfig())
 
 
 def test_encode_label_merges_or_separates():

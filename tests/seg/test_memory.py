@@ -8,6 +8,7 @@ import torch
 
 import ncakern
 from ncaseg import config, memory, train
+from ncaseg.data.dataset import grid_sizes
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 
@@ -48,14 +49,16 @@ def test_slices_and_padding_are_counted():
 
 
 def test_largest_volume_counts(data, tmp_path):
-    cases = find_cases(data)
-    assert memory.largest_size(config.load_recipe("demo"), cases) == (12, 12, 14)
-    assert memory.largest_size(config.load_recipe("demo", ["data.size=[0, 16, 0]"]), cases) == (12, 16, 14)
-    assert memory.largest_size(config.load_recipe("m3d-hippocampus"), []) == (64, 64, 52)
+    write_phantoms(tmp_path, 1, seed=0, size=(13, 12, 12))
+    cfg = config.load_recipe("demo")
+    sizes = [*grid_sizes(find_cases(data), cfg.data).values(), *grid_sizes(find_cases(tmp_path), cfg.data).values()]
+    assert "on 12x12x14 cells" in memory.check_memory(cfg, sizes, CPU)
+    assert memory.cache_bytes(cfg, sizes) == 12 * (3 * 12 * 12 * 14 + 13 * 12 * 12)
+    assert memory.cache_bytes(config.load_recipe("demo", ["data.cache=false"]), sizes) == 0
 
 
 def test_too_little_memory_is_an_error_before_anything_is_written(data, tmp_path, monkeypatch, capsys):
-    cfg = config.load_recipe("demo", ["train.steps=1", "model.steps=[400]"])
+    cfg = config.load_recipe("demo", ["train.steps=1", "model.steps=[400]", "model.hidden=4"])
     train.train(cfg, data, tmp_path / "fits")
     assert "memory: about 53 MB for a training step on 12x12x14 cells" in capsys.readouterr().err or not HAS_KERNEL
     monkeypatch.setattr(memory, "free_bytes", lambda device: 20_000_000)

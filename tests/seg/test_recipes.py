@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ncaseg import config
+from ncaseg import config, train
 from ncaseg.levels import working_sizes
 from ncaseg.models import build_model
 
@@ -35,9 +35,11 @@ def test_octree_has_the_published_count_without_the_weights_of_the_image_channel
 def test_geometry_fits_in_training_and_whole(name):
     cfg = config.load_recipe(name)
     size = tuple(n if n > 0 else 1 for n in cfg.data.size)
-    model = build_model(cfg.model)
-    model._check_levels(working_sizes(size, cfg.model.scales, cfg.model.patches))
-    model._check_levels(working_sizes(size, cfg.model.scales, [()] * len(cfg.model.steps)))
+    train.check_sizes({"x": size}, cfg)
+    short = (*size[:2], 2) if cfg.model.ndim == 3 else (4, *size[1:])
+    if cfg.model.kind == "m3d" and cfg.model.kernel_sizes[0] > 3:
+        with pytest.raises(ValueError, match="case x: image is too small: level 0 has 1 cells on axis Z|has 2 cells"):
+            train.check_sizes({"x": short}, cfg)
 
 
 def test_prostate_set_up_is_the_published_one():

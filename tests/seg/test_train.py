@@ -242,6 +242,13 @@ def test_folder_pairs_train_too(data, tmp_path):
     assert rows_without_time(tmp_path / "a") == rows_without_time(tmp_path / "b")
 
 
+def test_volume_too_small_for_a_level_is_named_before_training(data, tmp_path):
+    two = ["model.kernel_sizes=[7, 3]", "model.steps=[2, 2]", "model.scales=[[2, 2, 4]]"]
+    with pytest.raises(ValueError, match="case phantom_000: image is too small: level 0 has 3 cells on axis Z"):
+        train.train(tiny(*two), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_that_do_not_fit_the_run_are_named(data, tmp_path):
     train.train(tiny("train.steps=1"), data, tmp_path / "run")
     fewer = write_phantoms(tmp_path / "fewer", 2, seed=0, size=(12, 12, 12))

@@ -13,6 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from ncaseg.config import DataConfig
 from ncaseg.data.index import Case
 from ncaseg.data.resample import resize_back, resize_image, resize_mask
+from ncaseg.levels import Triple
 
 AFFINE_TOLERANCE = 1e-3  # mm; well above the rounding of NIfTI's float32 geometry, well below a voxel
 
@@ -103,15 +104,28 @@ def pad_end(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 def _read(path: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
     """The image object and its voxels with the file's scaling applied."""
+    source = _open(path)
+    try:
+        return source, np.asarray(source.dataobj)
+    except (ImageFileError, OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def _open(path: Path) -> nib.Nifti1Image:
+    """The image object: geometry, and voxels that are still in the file."""
     try:
         source = nib.load(path)
-        if not isinstance(source, nib.Nifti1Image):
-            raise ImageFileError(f"it is a {type(source).__name__}")
-        return source, np.asarray(source.dataobj)
     except FileNotFoundError:
         raise
     except (ImageFileError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} must be a readable NIfTI file; it is not: {error}") from error
+        raise _unreadable(path, error) from error
+    if not isinstance(source, nib.Nifti1Image):
+        raise _unreadable(path, f"it is a {type(source).__name__}")
+    return source
+
+
+def _unreadable(path: Path, reason: object) -> ValueError:
+    return ValueError(f"{path} must be a readable NIfTI file; it is not: {reason}")
 
 
 def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndarray:
@@ -128,9 +142,10 @@ def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndar
         share = f"{bad} of {data.size} voxels are NaN or infinite"
         raise ValueError(f"{case.image} must be finite; {share}. Repair the file or drop the case")
     size = data.shape[:3]
-    is_larger = any(have > target for have, target in zip(size, grid_size(size, cfg), strict=True))
-    if cfg.fit == "pad" and is_larger:
-        raise ValueError(f"{case.image} of size {size} is larger than data.size {cfg.size} on an axis; enlarge it")
+    for axis, have, target in zip("XYZ", size, grid_size(size, cfg), strict=True):
+        if cfg.fit == "pad" and have > target:
+            both = f"{case.image} of size {size} is larger than data.size {cfg.size} on axis {axis}"
+            raise ValueError(f'{both}; enlarge data.size, or set data.fit="resize"')
     return np.ascontiguousarray(data[..., list(cfg.modalities)].transpose(3, 0, 1, 2))
 
 
@@ -139,6 +154,22 @@ def grid_size(native: tuple[int, ...], cfg: DataConfig) -> tuple[int, ...]:
     return (
         tuple(want if want > 0 else have for have, want in zip(native, cfg.size, strict=True)) if cfg.size else native
     )
+
+
+def grid_sizes(cases: Iterable[Case], cfg: DataConfig) -> dict[str, Triple]:
+    """The network's grid for every case, by id: from the headers of the files where the recipe leaves an axis native.
+
+    Raises:
+        ValueError: a header cannot be read, or has fewer than three axes.
+    """
+    found = {}
+    for case in cases:
+        native = (0, 0, 0) if cfg.size and all(cfg.size) else _open(case.image).shape[:3]
+        if len(native) < 3:
+            raise ValueError(f"{case.image} must have 3 axes, or 4 with the modalities last; got shape {native}")
+        x, y, z = grid_size(native, cfg)
+        found[case.id] = (x, y, z)
+    return found
 
 
 def _normalise(image: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:

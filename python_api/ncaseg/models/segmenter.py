@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ncakern import NCA
 from ncaseg.layout import to_channels_first, to_channels_last
-from ncaseg.levels import Triple, factors_of, working_sizes
+from ncaseg.levels import Triple, check_reflection, factors_of, working_sizes
 from ncaseg.models.base import Segmenter
 from ncaseg.models.crops import NestedCrops
 from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
@@ -209,12 +209,5 @@ class M3D(Segmenter):
         return x, y, z
 
     def _check_levels(self, sizes: list[Triple]) -> None:
-        if self.padding != "reflect":
-            return
-        for level, (kernel, size) in enumerate(zip(self.kernel_sizes, sizes, strict=True)):
-            for axis, length in list(zip("XYZ", size, strict=True))[: self.ndim]:
-                if length <= kernel // 2:
-                    raise ValueError(
-                        f"image is too small: level {level} has {length} cells on axis {axis}, and kernel {kernel} "
-                        f"with reflect padding needs at least {kernel // 2 + 1}; use a smaller kernel or fewer levels"
-                    )
+        if self.padding == "reflect":
+            check_reflection(sizes, self.kernel_sizes, self.ndim)
