@@ -17,7 +17,15 @@ FLOOR_3 = {"ncakern._dispatch", "ncakern.ops"}
 CORE = {"torch", "numpy"}
 USER = {"ncakern", "ncakern.nn", "ncakern.functional"}  # the names that ncaseg may build upon
 IMAGES = {"nibabel", "PIL"}
-TOOLS = {"ncaseg.config", "ncaseg.layout", "ncaseg.losses", "ncaseg.metrics", "ncaseg.files"}
+TOOLS = {
+    "ncaseg.config",
+    "ncaseg.layout",
+    "ncaseg.losses",
+    "ncaseg.metrics",
+    "ncaseg.files",
+    "ncaseg.levels",
+    "ncaseg.settings",
+}
 
 # A module obeys the line with the longest matching name. An entry allows a module and all below it; in USER only
 # itself. The standard library is free everywhere.
@@ -37,7 +45,9 @@ MAY_IMPORT = {
     "ncakern.upstream": {"torch", "safetensors", "ncakern._spec", "ncakern.nn"},
     "ncakern.info": CORE | FLOOR_1 | FLOOR_2 | FLOOR_3 | USER,
     "ncakern": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"ncakern.functional", "ncakern.nn", "ncakern.upstream"},
-    "ncaseg.config": {"ncaseg.files"},
+    "ncaseg.levels": set(),
+    "ncaseg.settings": set(),
+    "ncaseg.config": {"ncaseg.files", "ncaseg.levels", "ncaseg.settings"},
     "ncaseg.layout": CORE,
     "ncaseg.losses": CORE,
     "ncaseg.metrics": CORE,

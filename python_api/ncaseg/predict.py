@@ -20,13 +20,13 @@ from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import SUFFIXES, Case, case_id, find_cases
 from ncaseg.ensemble import DEFAULT_RULE, Combined, combine
 from ncaseg.files import replacing
-from ncaseg.models.segmenter import M3D
+from ncaseg.models.base import Segmenter
 
 MEMBER_BUDGET_BYTES = 512 * 2**20  # of states and hidden values that run at once; more members take turns
 
 
 def predict_case(
-    model: M3D,
+    model: Segmenter,
     volume: Volume,
     cfg: Config,
     samples: int,
@@ -66,7 +66,7 @@ def predict_case(
 
 
 def run_ensemble(
-    model: M3D,
+    model: Segmenter,
     volume: Volume,
     cfg: Config,
     samples: int,
@@ -95,7 +95,7 @@ def class_values(cfg: Config) -> tuple[int, ...]:
 
 
 def predict_path(
-    model: str | Path | tuple[M3D, Config],
+    model: str | Path | tuple[Segmenter, Config],
     source: str | Path,
     out: str | Path,
     *,
@@ -182,7 +182,7 @@ def save_map(path: str | Path, voxels: np.ndarray, volume: Volume) -> None:
 
 def native_image(volume: Volume) -> np.ndarray:
     """The first image channel `[*S]` on the native grid, for pictures."""
-    return volume.image[0][tuple(slice(n) for n in volume.native_size)]
+    return volume.to_native(torch.from_numpy(volume.image[None, :1]))[0, 0].numpy()
 
 
 def draw_case(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Volume) -> None:
@@ -193,22 +193,21 @@ def draw_case(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Vo
     report.draw_triptych(f"{stem}_variance.png", image, labels, variance, spacing_mm=volume.spacing_mm)
 
 
-def _member_logits(model: M3D, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[torch.Tensor]:
+def _member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[torch.Tensor]:
     """Yields the logits `[C_out, *S]` of each member on the native grid; as many run at once as the budget allows."""
     model = _with_own_statistics(model)
     device = next(model.parameters()).device
     image = torch.from_numpy(volume.image).to(device)  # [C_in, *S]
-    native = (slice(None), *(slice(n) for n in volume.native_size))  # padding lies at the end of each axis
     # A few states per member; the hidden values are stored by the reference only.
     cell_bytes = 4 * (4 * cfg.model.channels + 2 * cfg.model.hidden)
     at_once = max(1, MEMBER_BUDGET_BYTES // (cell_bytes * image[0].numel()))
     for first in range(0, samples, at_once):
         members = image.expand(min(at_once, samples - first), *image.shape)
         with torch.no_grad():
-            yield from model(members, seed=seed, first_sample=first)[(slice(None), *native)].cpu()
+            yield from volume.to_native(model(members, seed=seed, first_sample=first)).cpu()
 
 
-def _with_own_statistics(model: M3D) -> M3D:
+def _with_own_statistics(model: Segmenter) -> Segmenter:
     """The model with norm "batch" replaced by "instance": members in one call do not share their statistics."""
     model = copy.deepcopy(model)
     for level in model.modules():
