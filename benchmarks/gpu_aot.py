@@ -63,9 +63,12 @@ ODD = {
 
 
 def problems() -> dict[str, tuple[Case, RolloutSpec]]:
-    """The benchmark cases at sizes that fill a card, A also without norm, and the odd ones."""
+    """The benchmark cases at sizes that fill a card, A without and C with a norm, a 2D depthwise one, and the odd ones."""
     cases = {name: case for name, case in load_cases().items() if "-" not in name}
     cases["A-nonorm"] = replace(cases["A"], norm="none")
+    cases["C-batch"] = replace(cases["C"], norm="batch")
+    wide = {"size": cases["D"].size, "hidden": 128, "num_filters": 2}  # the depthwise automaton of Growing NCA
+    cases["E"] = replace(cases["A-nonorm"], name="E", **wide)
     found = {}
     for name, case in cases.items():
         size = (256, 256, 256) if len(case.size) == 3 else (2048, 2048)

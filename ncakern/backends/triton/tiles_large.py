@@ -21,6 +21,7 @@ _MAX_SPLITS = 256
 _TILES = {
     "fwd": {"bf16": (128, 64, 2), "tf32": (128, 32, 2), "tf32x3": (64, 16, 2)},
     "weights": {"tf32": (32, 32, 1), "tf32x3": (16, 64, 1)},
+    "all_weights": {"tf32": (32, 32, 1), "tf32x3": (16, 32, 1)},
     "cells": {"tf32": (64, 16, 2), "tf32x3": (16, 32, 2)},
     "gather": {"tf32": (64, 16, 2), "tf32x3": (32, 16, 2)},
 }
@@ -32,6 +33,7 @@ class LargeTile:
 
     fwd: dict[str, Any]
     weights: dict[str, Any]
+    all_weights: dict[str, Any]  # with a norm, of w0, which feels all cells and needs more registers
     cells: dict[str, Any]
     filters: dict[str, Any]
     gather: dict[str, Any]
@@ -72,6 +74,7 @@ def choose_large_tile(channels: int, outputs: int, hidden: int, *, precision: st
     return LargeTile(
         fwd=tile("fwd") | {"CT": taken if kind == "bf16" else min(taken, 32)},
         weights=tile("weights"),
+        all_weights=tile("all_weights"),
         cells=tile("cells"),
         filters={"BLOCK": 64, "CT": taken, "FCT": min(round_up(outputs), 128), "STAGES": 2} | options,
         gather=gather,
