@@ -63,7 +63,7 @@ ODD = {
 
 
 def problems() -> dict[str, tuple[Case, RolloutSpec]]:
-    """The benchmark cases at sizes that fill a card, A without and C with a norm, a 2D depthwise one, and the odd ones."""
+    """The benchmark cases at sizes that fill a card, A without a norm, C with one, a 2D depthwise one, the odd ones."""
     cases = {name: case for name, case in load_cases().items() if "-" not in name}
     cases["A-nonorm"] = replace(cases["A"], norm="none")
     cases["C-batch"] = replace(cases["C"], norm="batch")

@@ -84,7 +84,9 @@ def _operands(rollout: Rollout, precision: str) -> Operands:
             "DTYPE": triton.language.bfloat16 if is_short else triton.language.float32,
             "PRECISION": "ieee" if is_short else precision,
         },
-        tile=choose_large_tile(rollout.channels, outputs, rollout.hidden, precision=precision),
+        tile=choose_large_tile(
+            rollout.channels, outputs, rollout.hidden, precision=precision, has_norm=rollout.spec.norm != "none"
+        ),
     )
 
 
