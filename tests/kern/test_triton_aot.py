@@ -1,4 +1,4 @@
-"""The committed tables of what the Triton kernels need, against the present kernels; and a few kernels compiled here."""
+"""The committed tables of what the Triton kernels need, against the present kernels; and some kernels compiled here."""
 
 import json
 import os
