@@ -42,7 +42,7 @@ def fwd(
     """See ``ncakern/backends/__init__.py``."""
     with _on_device(state):
         draw, left = _write_draw(state, spec, **stream)
-        call = {"spec": spec, "left": left, "steps": steps}
+        call: dict[str, Any] = {"spec": spec, "left": left, "steps": steps}
         if graphs.is_wanted(state, keep=keep):
             out = _fwd_from_graph(state, others, draw, **call)
             return out, state.new_empty((0, *state.shape)), _no_stats(state)

@@ -29,7 +29,9 @@ def step_fwd(
         if math.prod(rollout.kernel) >= KEPT_TAPS:
             y = packed.w0.new_empty((rollout.filters, *seen.shape))
         _write_stats(rollout, packed, seen, y, stats)
-    w0, b0 = packed.folded if stats is None else fold_fwd(rollout, packed, stats)
+    folded = packed.folded if stats is None else fold_fwd(rollout, packed, stats)
+    assert folded is not None
+    w0, b0 = folded
     tile = packed.tiles.fwd
     sizes = packed.grid(rollout, tile)
     kernels._nca_step_fwd_kernel__small[(rollout.batch * tile.count(rollout.size, left=rollout.left),)](

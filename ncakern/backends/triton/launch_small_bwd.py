@@ -43,6 +43,7 @@ class _Cells:
         self.d_seen = torch.empty_like(d_out)
         self.d_y = d_out.new_empty((rollout.filters, *d_out.shape))
         self.y = torch.empty_like(self.d_y) if stats is None else self.d_y
+        self.rstd: Tensor | None = None
         if stats is None:
             self._set_without_norm()
         else:
@@ -50,7 +51,7 @@ class _Cells:
             self.w0, self.vectors, self.center = fold_bwd(rollout, packed, stats)
 
     def _set_without_norm(self) -> None:
-        self.rstd, self.w0 = None, self.packed.w0[None]
+        self.w0 = self.packed.w0[None]
         features, padded_channels, padded_hidden = self.packed.w0.shape
         self.center = self.w0.new_zeros(self.rollout.batch, features, padded_channels)
         self.vectors = self.w0.new_zeros(self.rollout.batch, 5, padded_hidden)  # b0, a, s, c1, c2
