@@ -75,7 +75,8 @@ def modules() -> dict[str, Path]:
 
 MODULES = modules()
 # Kernels and those who launch them need triton at the top, so the package imports them lazily; these do not need it.
-WITHOUT_TRITON = {f"ncakern.backends.triton.{name}" for name in ("step", "tiles", "tiles_large", "pack_small")}
+_PLAIN = ("graphs", "step", "tiles", "tiles_large", "pack_small")
+WITHOUT_TRITON = {f"ncakern.backends.triton.{name}" for name in _PLAIN}
 WITH_TRITON = {name for name in MODULES if name.startswith("ncakern.backends.triton.")} - WITHOUT_TRITON
 LAZY = OPTIONAL | WITH_TRITON | {"ncakern._cpu"}
 
