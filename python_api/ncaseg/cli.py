@@ -99,6 +99,12 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
     verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case here")
     verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of a run; only its --subset is scored")
+    verb.add_argument(
+        "--compare",
+        type=_positive,
+        metavar="N",
+        help="also score an ensemble of N (1: a single run), and say what --samples gains over it",
+    )
     verb.add_argument("--subset", choices=("validation", "train"), default="validation", help="default: %(default)s")
     verb.add_argument(
         "--empty",
@@ -122,6 +128,12 @@ def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None
     shown = "ensemble size (default: " + ("the model's own)" if default is None else f"{default})")
     verb.add_argument("--samples", type=_positive, default=default, metavar="N", help=shown)
     verb.add_argument("--seed", type=int, metavar="S", help="random seed (default: the model's own)")
+    verb.add_argument(
+        "--rule",
+        choices=("mean-logit", "mean-probability", "median"),
+        default="mean-logit",
+        help="how the runs become one (default: %(default)s; the median needs memory for all of them)",
+    )
 
 
 def _positive(text: str) -> int:
@@ -152,7 +164,7 @@ def _predict(args: argparse.Namespace) -> None:
 
     model, cfg = _load_model(args.model)
     options = {"samples": args.samples, "seed": args.seed, "png": args.png, "overwrite": args.overwrite}
-    written = predict_path((model, cfg), args.input, args.out, **options)
+    written = predict_path((model, cfg), args.input, args.out, rule=args.rule, **options)
     print(f"wrote {len(written)} segmentation{'s' * (len(written) != 1)} to {args.out}")
     _next(f"ncaseg evaluate {args.model} --images DIR --labels DIR --json scores.json")
 
@@ -166,7 +178,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.split is not None:
         cases = evaluate.restrict(cases, args.split, args.subset)
     seed = cfg.predict.seed if args.seed is None else args.seed
-    scores = evaluate.score_cases(model, cfg, cases, name=args.model, samples=args.samples, seed=seed, empty=args.empty)
+    options = {"name": args.model, "seed": seed, "empty": args.empty, "rule": args.rule}
+    scores = evaluate.score_cases(model, cfg, cases, samples=args.samples, **options)
+    if args.compare is not None:
+        other = evaluate.score_cases(model, cfg, cases, samples=args.compare, **options)
+        scores["comparison"] = evaluate.compare_samples(scores, other)
     print(evaluate.format_table(scores))
     if args.json is not None:
         evaluate.write_json(scores, args.json)

@@ -233,3 +233,20 @@ def test_real_scan_keeps_its_header(model, tmp_path):
     assert np.array_equal(after.affine, before.affine)
     for field in ("pixdim", "qform_code", "sform_code", "xyzt_units", "dim"):
         assert np.array_equal(after.header[field], before.header[field])
+
+
+def test_evaluate_says_what_the_ensemble_gains(model, phantoms, tmp_path, capsys):
+    options = ["--samples", 3, "--compare", 1, "--rule", "median", "--json", tmp_path / "scores.json"]
+    assert run("evaluate", model, "--data", phantoms, *options) == 0
+    assert "ensemble of 3 over 1, points: hard_dice " in capsys.readouterr().out
+    comparison = json.loads((tmp_path / "scores.json").read_text())["comparison"]
+    assert comparison["samples"] == 1
+    assert set(comparison["gain"]["hard_dice"]) == {"mean", "std"}
+
+
+def test_rules_of_the_command_are_those_of_the_ensemble(capsys):
+    from ncaseg.ensemble import RULES
+
+    code, line = failure(capsys, "evaluate", "m", "--data", "d", "--rule", "mode")
+    assert code == 2
+    assert all(rule in line for rule in RULES)
