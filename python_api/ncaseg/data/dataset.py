@@ -49,8 +49,10 @@ def load_case(case: Case, cfg: DataConfig) -> Volume:
     """
     source, data = _read(case.image)
     image = _select_modalities(data, case, cfg)
+    del data  # large volumes: one copy at a time
     native_size = image.shape[1:]
-    image = np.stack([_normalise(channel, cfg, case) for channel in image])
+    channels = [_normalise(channel, cfg, case) for channel in image]
+    image = channels[0][None] if len(channels) == 1 else np.stack(channels)
     return Volume(
         id=case.id,
         image=image,
@@ -96,24 +98,29 @@ def _read(path: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
 
 def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndarray:
     """``[C_in, *S]`` float32; NIfTI keeps modalities on the fourth axis."""
-    data = data.astype(np.float32)
     if data.ndim not in (3, 4):
         raise ValueError(f"{case.image} must have 3 axes, or 4 with the modalities last; got shape {data.shape}")
     if data.ndim == 3:
         data = data[..., None]
     if max(cfg.modalities) >= data.shape[3]:
         raise ValueError(f"{case.image} has {data.shape[3]} modalities; data.modalities asks for {cfg.modalities}")
-    bad = np.count_nonzero(~np.isfinite(data))
+    # Slice by slice as they lie in the file, so that no second copy of a large volume is made.
+    slices = (data[:, :, z].astype(np.float32) for z in range(data.shape[2]))
+    bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in slices)
     if bad:
         share = f"{bad} of {data.size} voxels are NaN or infinite"
         raise ValueError(f"{case.image} must be finite; {share}. Repair the file or drop the case")
     size = data.shape[:3]
     if cfg.size and any(have > target for have, target in zip(size, cfg.size, strict=True)):
         raise ValueError(f"{case.image} of size {size} is larger than data.size {cfg.size} on an axis; enlarge it")
-    return np.ascontiguousarray(data[..., list(cfg.modalities)].transpose(3, 0, 1, 2))
+    image = np.empty((len(cfg.modalities), *size), np.float32)
+    for channel, modality in zip(image, cfg.modalities, strict=True):
+        channel[...] = data[..., modality]
+    return image
 
 
 def _normalise(channel: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
+    """The normalised channel, in place where it is not padded."""
     channel = _clip_min_max(channel, cfg, case)
     if cfg.size:
         channel = pad_end(channel, cfg.size)
@@ -125,7 +132,10 @@ def _clip_min_max(channel: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarra
     if not low < high:
         percentiles = f"percentiles {cfg.clip_percentiles} are {low} and {high}"
         raise ValueError(f"{case.image} is constant between its percentiles ({percentiles}); drop it or widen them")
-    return (np.clip(channel, low, high) - low) / (high - low)
+    np.clip(channel, low, high, out=channel)
+    channel -= low
+    channel /= high - low
+    return channel
 
 
 def _read_label(path: Path, source: nib.Nifti1Image, case: Case, cfg: DataConfig) -> np.ndarray:
