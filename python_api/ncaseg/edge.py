@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,20 +19,13 @@ from ncakern.arrays import ArrayParams, nca_rollout
 from ncaseg.config import Config, ModelConfig
 from ncaseg.levels import Triple, ceil_divide, factors_of
 from ncaseg.pyramid import enlarge_rows, image_rows, padded_size
+from ncaseg.tiles import Stream
 from ncaseg.weights import check_shapes, read_weights
 
 if TYPE_CHECKING:
     from ncaseg.models.segmenter import M3D
 
-SLAB_BYTES = 32 * 2**20  # of a state, an image or an ensemble that are handled at once where memory is scarce
-
-
-class Stream(TypedDict):
-    """Where a rollout lies in the random stream, see :func:`ncakern.nca_rollout`."""
-
-    seed: int
-    first_step: int
-    first_sample: int
+SLAB_BYTES = 16 * 2**20  # of a state, an image or an ensemble that are handled at once where memory is scarce
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,7 @@ def run_in_tiles(
     with ExitStack() as files:
         members = []
         for member in range(samples):
-            logits = DiskState(folder, size, model.cfg.out_channels)
-            files.callback(logits.close)
+            logits = files.enter_context(DiskState(folder, size, model.cfg.out_channels))
             _member_in_tiles(model, image, plans, folder, logits, seed=seed, member=member)
             members.append(logits)
         for rows in slabs(size, model.cfg.out_channels * (2 + samples)):
@@ -132,9 +131,7 @@ def _member_in_tiles(
     coarse: DiskState | None = None
     with ExitStack() as files:
         for level, plan in enumerate(plans):
-            pair = [DiskState(folder, plan.size, model.cfg.channels) for _ in range(2)]
-            for state in pair:
-                files.callback(state.close)
+            pair = [files.enter_context(DiskState(folder, plan.size, model.cfg.channels)) for _ in range(2)]
             for rows in slabs(plan.size, model.cfg.channels):
                 above = entry_source(model, level, rows)
                 given = None if coarse is None else _rows(coarse, above)
@@ -143,7 +140,7 @@ def _member_in_tiles(
                 coarse.close()
             stream = model.stream(level, seed=seed, member=member)
             steps = model.cfg.steps[level]
-            coarse = run_tiles(pair[0], pair[1], model.levels[level], model.spec, steps, plan, **stream)
+            coarse = run_tiles(pair[0], pair[1], model.levels[level], model.spec, steps, plan, stream)
         assert coarse is not None  # a model has at least one level
         size = size_of(image)
         for rows in slabs(size, model.cfg.channels):

@@ -12,7 +12,7 @@ from ncaseg.levels import Triple
 
 Box = tuple[slice, slice, slice]
 
-MAP_BYTES = 32 * 2**20  # of a file that are mapped at once: what is mapped counts as memory of the process
+MAP_BYTES = 16 * 2**20  # of a file that are mapped at once: what is mapped counts as memory of the process
 
 
 class DiskState:
@@ -37,7 +37,14 @@ class DiskState:
             view[:, box[1], box[2]] = cells[rows]
 
     def close(self) -> None:
+        """Give the file back; allowed twice."""
         self._file.close()
+
+    def __enter__(self) -> DiskState:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _maps(self, rows: slice) -> Iterator[tuple[slice, np.ndarray]]:
         """Views of the rows, a few at a time, each with its place in the box."""

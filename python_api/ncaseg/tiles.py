@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TypedDict
 
 import numpy as np
 
@@ -26,6 +27,14 @@ NORM_EPS = 1e-5  # of the kernel, see ncakern/DESIGN.md
 MOMENT_CELLS = 16384  # whose perception is held in float64 at once
 
 
+class Stream(TypedDict):
+    """Where a rollout lies in the random stream, see :func:`ncakern.nca_rollout`."""
+
+    seed: int
+    first_step: int
+    first_sample: int
+
+
 def run_tiles(
     source: DiskState,
     target: DiskState,
@@ -33,10 +42,7 @@ def run_tiles(
     spec: RolloutSpec,
     steps: int,
     plan: TilePlan,
-    *,
-    seed: int,
-    first_step: int,
-    first_sample: int,
+    stream: Stream,
 ) -> DiskState:
     """Run ``steps`` steps on one sample; both files are written.
 
@@ -49,25 +55,29 @@ def run_tiles(
         own_params, own_spec = params, spec
         if spec.norm != "none" and not plan.is_whole:
             own_params, own_spec = _fold_norm(source, params, spec, plan)
+        own_stream: Stream = {**stream, "first_step": stream["first_step"] + done}
         for box in plan.boxes():
-            outer, inner = _with_halo(box, plan.size, reach_of(params), now)
-            tile = source.read(outer)
-            nca_rollout(
-                tile,
-                own_params,
-                own_spec,
-                now,
-                seed=seed,
-                first_step=first_step + done,
-                first_sample=first_sample,
-                origin=tuple(s.start for s in outer),
-                extent=plan.size,
-                out=tile,
-            )
-            target.write(box, tile[0][inner])
+            _update_tile(source, target, own_params, own_spec, now, box, own_stream)
         done += now
         source, target = target, source
     return source
+
+
+def _update_tile(
+    source: DiskState,
+    target: DiskState,
+    params: ArrayParams,
+    spec: RolloutSpec,
+    steps: int,
+    box: Box,
+    stream: Stream,
+) -> None:
+    """Some steps on a tile and its halo; the tile is written."""
+    outer, inner = _with_halo(box, source.size, reach_of(params), steps)
+    tile = source.read(outer)
+    origin = tuple(s.start for s in outer)
+    nca_rollout(tile, params, spec, steps, origin=origin, extent=source.size, out=tile, **stream)
+    target.write(box, tile[0][inner])
 
 
 def _fold_norm(
@@ -97,17 +107,11 @@ def _moments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance (of the population) of the perception over all cells, in float64."""
     width = params.hidden_weight.shape[1]
-    # Moments around a value near the mean do not cancel: the first cell's own perception.
-    pivot = None
     total, products = np.zeros(width), np.zeros((width, width))
+    # Moments around a value near the mean do not cancel: the perception of the first cell.
+    pivot = None
     for box in plan.boxes():
-        outer, inner = _with_halo(box, plan.size, reach_of(params), 1)
-        tile = source.read(outer)
-        fields = [tile, *_perceptions(tile, params, spec)]
-        parts = [np.ascontiguousarray(field[0][inner]).reshape(-1, field.shape[-1]) for field in fields]
-        del tile, fields
-        for first in range(0, len(parts[0]), MOMENT_CELLS):
-            v = np.concatenate([part[first : first + MOMENT_CELLS] for part in parts], axis=1).astype(np.float64)
+        for v in _perceived(source, params, spec, box):
             if pivot is None:
                 pivot = v[0].copy()
             v -= pivot
@@ -117,6 +121,18 @@ def _moments(
     count = float(np.prod(plan.size))
     offset = total / count
     return pivot + offset, products / count - np.outer(offset, offset)
+
+
+def _perceived(source: DiskState, params: ArrayParams, spec: RolloutSpec, box: Box) -> Iterator[np.ndarray]:
+    """The perception of the cells of a tile in float64, ``[cells, (1 + F) * C]``, some cells at a time."""
+    outer, inner = _with_halo(box, source.size, reach_of(params), 1)
+    tile = source.read(outer)
+    fields = [field[0][inner] for field in (tile, *_perceptions(tile, params, spec))]
+    at_once = max(1, MOMENT_CELLS // fields[0].shape[2])
+    for x in range(fields[0].shape[0]):
+        for y in range(0, fields[0].shape[1], at_once):
+            parts = [field[x, y : y + at_once].reshape(-1, field.shape[-1]) for field in fields]
+            yield np.concatenate(parts, axis=1).astype(np.float64)
 
 
 def _perceptions(tile: np.ndarray, params: ArrayParams, spec: RolloutSpec) -> Iterator[np.ndarray]:
