@@ -14,6 +14,7 @@ from seg.tiny import tiny_config, tiny_model, write_scan
 import ncakern
 from ncaseg import edge, predict
 from ncaseg.checkpoint import save_model
+from ncaseg.cli import main
 from ncaseg.config import from_dict
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import Case
@@ -202,3 +203,29 @@ def test_prostate_sized_volume_in_less_than_2_gigabytes(tmp_path):
     assert "at once" in said
     assert nib.load(tmp_path / "seg.nii.gz").shape == (320, 320, 24)
     assert peak < 1e9, f"{peak / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scratch", "."], "--scratch goes with --memory SIZE"),
+        (["--memory", "2G"], "memory must be a positive number with a unit, such as 2GB"),
+    ],
+)
+def test_wrong_options_are_usage_errors(tmp_path, capsys, arguments, message):
+    command = ["predict", "m3d-hippocampus-fast", str(tmp_path / "scan.nii"), "-o", str(tmp_path / "out.nii")]
+    try:
+        code = main([*command, *arguments])
+    except SystemExit as stop:  # argparse ends the process itself
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_budget_on_the_command_line_is_used_and_explained(tmp_path, capsys):
+    scan = write_scan(tmp_path / "scan.nii.gz", (12, 10, 8))
+    command = ["predict", "m3d-hippocampus-fast", str(scan), "-o", str(tmp_path / "out.nii.gz"), "--samples", "1"]
+    assert main([*command, "--memory", "100GB"]) == 0
+    assert "scan: the whole volume at once needs" in capsys.readouterr().out
+    assert main([*command, "--memory", "1MB"]) == 3
+    assert "Give more memory" in capsys.readouterr().err
