@@ -75,7 +75,7 @@ def run(name: str, mode: str, provider: str) -> dict:
     import torch
 
     from ncaseg.losses import dice_bce
-    from ncaseg.memory import peak_bytes, resident_bytes
+    from ncaseg.budget import peak_bytes, resident_bytes
 
     problem = PROBLEMS[name]
     if mode == "prediction":

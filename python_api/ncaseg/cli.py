@@ -140,7 +140,7 @@ def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None
 
 
 def _bytes(text: str) -> int:
-    from ncaseg.memory import parse_bytes
+    from ncaseg.budget import parse_bytes
 
     try:
         return parse_bytes(text)

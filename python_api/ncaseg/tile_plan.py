@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ncakern import RolloutSpec
 from ncakern.arrays import ArrayParams
 from ncaseg.levels import Triple
-from ncaseg.memory import show_bytes
+from ncaseg.budget import show_bytes
 from ncaseg.scratch import Box
 
 # A pass reads and writes every state once, and so does the kernel for itself: measured 147 ns per cell with 16 channels

@@ -19,7 +19,7 @@ from ncaseg.config import from_dict
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import Case
 from ncaseg.large import Plan, check_scratch, plan_prediction
-from ncaseg.memory import resident_bytes
+from ncaseg.budget import resident_bytes
 from ncaseg.models.segmenter import M3D
 
 pytestmark = pytest.mark.skipif(ncakern.backends()["cpu"] is not None, reason="the extension is not built")
@@ -34,7 +34,7 @@ for name in ("torch", "tqdm"):
     sys.modules[name] = None
 from ncaseg.cli import main
 code = main(sys.argv[1:])
-from ncaseg.memory import peak_bytes
+from ncaseg.budget import peak_bytes
 print("peak", peak_bytes())
 sys.exit(code)
 """
