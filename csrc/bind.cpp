@@ -11,6 +11,7 @@
 #include <string>
 
 #include "nca.h"
+#include "peak.h"
 #include "storage.h"
 
 namespace py = pybind11;
@@ -174,4 +175,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("fwd", &fwd, py::arg("arrays"), py::arg("options"));
   module.def("bwd", &bwd, py::arg("arrays"), py::arg("options"));
   module.def("variants", &list_variants);
+  module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("rounds"), py::call_guard<py::gil_scoped_release>());
 }

@@ -89,7 +89,8 @@ class _Running:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = self.deviations = np.zeros((), np.float32)
+        self.mean: np.ndarray = np.zeros((), np.float32)
+        self.deviations: np.ndarray = np.zeros((), np.float32)
 
     def add(self, value: np.ndarray, *, with_variance: bool = False) -> None:
         self.count += 1

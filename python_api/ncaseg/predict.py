@@ -209,6 +209,19 @@ def predict_path(
     return [target for _, target in todo]
 
 
+def list_inputs(source: Path) -> list[Case]:
+    """The NIfTI file, or every NIfTI file of the folder, as cases without labels.
+
+    Raises:
+        FileNotFoundError: there is no such file, or none in the folder.
+    """
+    if source.is_dir():
+        return find_cases(images=source)
+    if not source.is_file():
+        raise FileNotFoundError(f"input must be a NIfTI file or a folder of them; {source} does not exist")
+    return [Case(id=case_id(source), image=source, label=None)]
+
+
 def save_labels(path: str | Path, labels: np.ndarray, volume: Volume) -> None:
     """Writes labels `[*S]` as uint8 NIfTI with the affine and header of `volume`; see `save_map`."""
     save_map(path, labels.astype(np.uint8, copy=False), volume)
@@ -291,11 +304,9 @@ def _with_progress(todo: Sequence[tuple[Case, Path]]) -> Iterable[tuple[Case, Pa
 
 def _targets(source: Path, out: Path) -> list[tuple[Case, Path]]:
     """Pairs every input with the file that its labels go to."""
+    cases = list_inputs(source)
     if source.is_dir():
         if out.is_file() or out.name.endswith(SUFFIXES):
             raise ValueError(f"out must be a folder when the input is one; got {out}")
-        return [(case, out / case.image.name) for case in find_cases(images=source)]
-    if not source.is_file():
-        raise FileNotFoundError(f"input must be a NIfTI file or a folder of them; {source} does not exist")
-    case = Case(id=case_id(source), image=source, label=None)
-    return [(case, out if out.name.endswith(SUFFIXES) else out / source.name)]
+        return [(case, out / case.image.name) for case in cases]
+    return [(cases[0], out if out.name.endswith(SUFFIXES) else out / source.name)]

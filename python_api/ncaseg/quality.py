@@ -18,7 +18,7 @@ def nqm(mean: np.ndarray, variance: np.ndarray) -> float:
     """The NCA quality metric, `NQM = sum(SD) / sum(mean)`: high is bad.
 
     Args:
-        mean: voxelwise mean of the members' probabilities, any shape.
+        mean: voxelwise mean of the members' probabilities, any shape: output channels count like cells.
         variance: voxelwise population variance of the same, the same shape; SD is its square root.
 
     Returns:
