@@ -74,8 +74,8 @@ def run(name: str, mode: str, provider: str) -> dict:
     """Predict or train one step in this process; its peak memory and CPU time."""
     import torch
 
-    from ncaseg.losses import dice_bce
     from ncaseg.budget import peak_bytes, resident_bytes
+    from ncaseg.losses import dice_bce
 
     problem = PROBLEMS[name]
     if mode == "prediction":

@@ -62,8 +62,7 @@ def add_metadata(path: str | Path, extra: Mapping[str, str]) -> None:
     """
     path = Path(path)
     metadata = load_model(path)[2]
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    tensors = {name: torch.from_numpy(array) for name, array in read_weights(path).arrays.items()}
     with files.replacing(path) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata | dict(extra)))
 

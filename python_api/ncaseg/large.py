@@ -11,10 +11,10 @@ from tempfile import gettempdir
 
 import numpy as np
 
+from ncaseg.budget import resident_bytes, show_bytes
 from ncaseg.edge import EdgeModel, entry_rows, entry_source, logits_of, size_of, slabs
 from ncaseg.ensemble import Combined, combine
 from ncaseg.levels import Triple
-from ncaseg.budget import resident_bytes, show_bytes
 from ncaseg.scratch import Box, DiskState
 from ncaseg.tile_plan import TilePlan, plan_tiles, tile_bytes
 from ncaseg.tiles import run_tiles

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ncakern import RolloutSpec
 from ncakern.arrays import ArrayParams
-from ncaseg.levels import Triple
 from ncaseg.budget import show_bytes
+from ncaseg.levels import Triple
 from ncaseg.scratch import Box
 
 # A pass reads and writes every state once, and so does the kernel for itself: measured 147 ns per cell with 16 channels

@@ -13,13 +13,13 @@ from seg.tiny import tiny_config, tiny_model, write_scan
 
 import ncakern
 from ncaseg import edge, predict
+from ncaseg.budget import resident_bytes
 from ncaseg.checkpoint import save_model
 from ncaseg.cli import main
 from ncaseg.config import from_dict
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import Case
 from ncaseg.large import Plan, check_scratch, plan_prediction
-from ncaseg.budget import resident_bytes
 from ncaseg.models.segmenter import M3D
 
 pytestmark = pytest.mark.skipif(ncakern.backends()["cpu"] is not None, reason="the extension is not built")
