@@ -14,7 +14,7 @@ from ncaseg.config import Config, TrainConfig
 from ncaseg.data.augment import augment
 from ncaseg.data.dataset import CaseStore, encode_label, pad_end
 
-WEIGHTS, ORDER, CROP, FIRE, VALIDATE, AUGMENT = range(6)  # purposes of the random streams
+WEIGHTS, ORDER, CROP, FIRE, VALIDATE, AUGMENT, SLICE = range(7)  # purposes of the random streams
 
 
 def stream(cfg: TrainConfig, *key: int) -> int:
@@ -37,15 +37,21 @@ def draw_batches(ids: Sequence[str], cfg: TrainConfig, step: int) -> list[tuple[
 
 
 def load_batch(volumes: CaseStore, ids: tuple[str, ...], cfg: Config, step: int, number: int) -> tuple[Tensor, Tensor]:
-    """Batch ``number`` of a step: ``[B, C_in, *S]`` and ``[B, C_out, *S]``, every case ``duplication`` times in a row.
+    """Batch ``number`` of a step: ``[B, C_in, *S]`` and ``[B, C_out, *S]``, ``duplication`` of every sample in a row.
 
-    A case is augmented once, before it is duplicated: the copies differ in their crops and fire bits.
+    A sample is augmented once, before it is duplicated: the copies differ in their crops and fire bits.
 
     Raises:
         ValueError: the volumes differ in size.
     """
     first = number * cfg.train.batch_size
     pairs = [load_sample(volumes, case, cfg, step, first + place) for place, case in enumerate(ids)]
+    if cfg.train.slices > 0:
+        pairs = [
+            pair
+            for place, (image, target) in enumerate(pairs)
+            for pair in draw_slices(image, target, cfg.train.slices, stream(cfg.train, SLICE, step, first + place))
+        ]
     sizes = {tuple(image.shape[1:]) for image, _ in pairs}
     if len(sizes) > 1:
         raise ValueError(
@@ -60,13 +66,23 @@ def load_batch(volumes: CaseStore, ids: tuple[str, ...], cfg: Config, step: int,
 def load_sample(volumes: CaseStore, case: str, cfg: Config, step: int, place: int) -> tuple[Tensor, Tensor]:
     """Image ``[C_in, *S]`` and target ``[C_out, *S]`` of the case at one place of an optimiser step."""
     volume = volumes[case]
-    target = encode_label(volume.require_label(), cfg.data.labels, cfg.model.out_channels)
-    size = volume.image.shape[1:]
+    masks = encode_label(volume.require_label(), cfg.data.labels, cfg.model.out_channels)
+    masks, grid = volume.to_content(masks), volume.image.shape[1:]
     if not cfg.augment.is_on:
-        return torch.from_numpy(volume.image), torch.from_numpy(pad_end(target, size))
+        return torch.from_numpy(volume.image), torch.from_numpy(pad_end(masks, grid))
     # The padding is no part of the image: it is neither moved nor made noisy.
-    native = volume.image[(slice(None), *(slice(n) for n in volume.native_size))]
+    content = volume.image[(slice(None), *(slice(n) for n in volume.content_size))]
+    pairs = zip(volume.spacing_mm, volume.native_size, volume.content_size, strict=True)
+    spacing_mm = [mm * native / cells for mm, native, cells in pairs]
     generator = torch.Generator().manual_seed(stream(cfg.train, AUGMENT, step, place))
-    changed = augment(torch.from_numpy(native), torch.from_numpy(target), cfg.augment, generator, volume.spacing_mm)
-    image, moved = (torch.from_numpy(pad_end(tensor.numpy(), size)) for tensor in changed)
-    return image, moved
+    changed = augment(torch.from_numpy(content), torch.from_numpy(masks), cfg.augment, generator, spacing_mm)
+    image, target = (torch.from_numpy(pad_end(tensor.numpy(), grid)) for tensor in changed)
+    return image, target
+
+
+def draw_slices(image: Tensor, target: Tensor, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """``count`` random slices of the third axis, each ``[C, X, Y, 1]``; they differ as long as there are enough."""
+    depth = image.shape[3]
+    order = torch.randperm(depth, generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen = [order[i % depth] for i in range(count)]
+    return [(image[..., z : z + 1], target[..., z : z + 1]) for z in chosen]

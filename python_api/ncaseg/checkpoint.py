@@ -13,11 +13,11 @@ from safetensors.torch import save
 import ncakern
 from ncaseg import config, files
 from ncaseg.models import build_model
-from ncaseg.models.segmenter import M3D
+from ncaseg.models.base import Segmenter
 from ncaseg.weights import FORMAT, FORMAT_VERSION, check_shapes, read_weights
 
 
-def save_model(path: str | Path, model: M3D, cfg: config.Config, extra: Mapping[str, str] | None = None) -> None:
+def save_model(path: str | Path, model: Segmenter, cfg: config.Config, extra: Mapping[str, str] | None = None) -> None:
     """Write the weights with everything that is needed to use them.
 
     The metadata hold ``format``, ``format_version``, ``ncakern_version``, ``recipe`` (JSON of the whole config, with it
@@ -37,7 +37,7 @@ def save_model(path: str | Path, model: M3D, cfg: config.Config, extra: Mapping[
         temporary.write_bytes(save(tensors, metadata=metadata | dict({} if extra is None else extra)))
 
 
-def load_model(name_or_path: str | Path) -> tuple[M3D, config.Config, dict[str, str]]:
+def load_model(name_or_path: str | Path) -> tuple[Segmenter, config.Config, dict[str, str]]:
     """Read a model from a file, or from the zoo by name.
 
     Returns:

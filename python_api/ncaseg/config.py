@@ -102,7 +102,7 @@ def _spell_out(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     if model.get("steps") == "auto":
         kernels = model.get("kernel_sizes", ModelConfig.kernel_sizes)
         cfg = _build(Config, {**tree, "model": {**model, "steps": [0] * len(kernels)}}, "")
-        if not cfg.data.size:
+        if not all(cfg.data.size) or not cfg.data.size:
             raise ValueError('model.steps "auto" needs data.size, the volume to cross; got a recipe for native sizes')
         model["steps"] = levels.steps_to_cross(_working_sizes(cfg), cfg.model.kernel_sizes)
     return {**tree, "model": model}

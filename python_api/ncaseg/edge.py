@@ -17,13 +17,13 @@ import numpy as np
 from ncakern import RolloutSpec
 from ncakern.arrays import ArrayParams, nca_rollout
 from ncaseg.config import Config, ModelConfig
-from ncaseg.levels import Triple, ceil_divide, factors_of
-from ncaseg.pyramid import enlarge_rows, image_rows, padded_size
+from ncaseg.levels import Triple, ceil_divide, check_reflection, factors_of, pad_size
+from ncaseg.pyramid import enlarge_rows, image_rows
 from ncaseg.tiles import Stream
 from ncaseg.weights import check_shapes, read_weights
 
 if TYPE_CHECKING:
-    from ncaseg.models.segmenter import M3D
+    from ncaseg.models.base import Segmenter
 
 SLAB_BYTES = 16 * 2**20  # of a state, an image or an ensemble that are handled at once where memory is scarce
 
@@ -40,7 +40,13 @@ class EdgeModel:
         """The options of a step; norm "batch" over one sample is norm "instance"."""
         cfg = self.cfg
         norm = "none" if cfg.norm == "none" else "instance"
-        return RolloutSpec(padding=cfg.padding, norm=norm, fire_rate=cfg.fire_rate, frozen_channels=cfg.in_channels)
+        return RolloutSpec(
+            perception=cfg.perception,
+            padding=cfg.padding,
+            norm=norm,
+            fire_rate=cfg.fire_rate,
+            frozen_channels=cfg.in_channels,
+        )
 
     def sizes(self, size: Triple) -> list[Triple]:
         """Cells of every level for an image of ``size``.
@@ -48,22 +54,17 @@ class EdgeModel:
         Raises:
             ValueError: an axis is too short for a level's kernel.
         """
-        factors = factors_of(self.cfg.scales)
-        full = padded_size(size, factors[0], self.cfg.pad)
-        found = [ceil_divide(full, f) for f in factors]
-        for level, (kernel, cells) in enumerate(zip(self.cfg.kernel_sizes, found, strict=True)):
-            if self.cfg.padding == "reflect" and min(cells) <= kernel // 2:
-                raise ValueError(
-                    f"image is too small: level {level} has {cells} cells, and kernel {kernel} with reflect padding "
-                    f"needs at least {kernel // 2 + 1} on each axis; use a model of a smaller kernel or fewer levels"
-                )
+        full = pad_size(size, self.cfg.scales, self.cfg.pad)
+        found = [ceil_divide(full, factors) for factors in factors_of(self.cfg.scales)]
+        if self.cfg.padding == "reflect":
+            check_reflection(found, self.cfg.kernel_sizes, self.cfg.ndim)
         return found
 
     def rows(self, image: np.ndarray, level: int, rows: range) -> np.ndarray:
         """Rows of the image of a level, ``[rows, Y', Z', C_in]``."""
-        factors = factors_of(self.cfg.scales)
-        full = padded_size(size_of(image), factors[0], self.cfg.pad)
-        return image_rows(image, full, factors[level], rows, pad=self.cfg.pad, pool=self.cfg.pool)
+        full = pad_size(size_of(image), self.cfg.scales, self.cfg.pad)
+        factors = factors_of(self.cfg.scales)[level]
+        return image_rows(image, full, factors, rows, pad=self.cfg.pad, pool=self.cfg.pool)
 
     def stream(self, level: int, *, seed: int, member: int) -> Stream:
         """Names the fire bits: steps are numbered through all levels, members are samples."""
@@ -78,13 +79,24 @@ def load_edge_model(name_or_path: str | Path) -> tuple[EdgeModel, Config]:
     """
     weights = read_weights(name_or_path)
     cfg = weights.cfg.model
+    _check_kind(cfg)
     check_shapes(weights, _expected(cfg))
     return _build(cfg, weights.arrays), weights.cfg
 
 
-def from_torch(model: M3D, cfg: ModelConfig) -> EdgeModel:
-    """The same model on copies of its parameters, or views where they lie on the CPU."""
+def from_torch(model: Segmenter, cfg: ModelConfig) -> EdgeModel:
+    """The same model on copies of its parameters, or views where they lie on the CPU.
+
+    Raises:
+        ValueError: it is no automaton.
+    """
+    _check_kind(cfg)
     return _build(cfg, {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()})
+
+
+def _check_kind(cfg: ModelConfig) -> None:
+    if cfg.kind != "m3d":
+        raise ValueError(f"model.kind must be 'm3d' without torch or with a memory budget; got {cfg.kind!r}")
 
 
 def _build(cfg: ModelConfig, arrays: Mapping[str, np.ndarray]) -> EdgeModel:
@@ -115,8 +127,14 @@ def run_member(model: EdgeModel, image: np.ndarray, *, seed: int, member: int) -
             given = None if coarse is None else coarse[0, above.start : above.stop]
             state[0, rows.start : rows.stop] = entry_rows(model, image, level, size, rows, given)
         coarse = state  # the coarser one is needed no more
-        stream = model.stream(level, seed=seed, member=member)
-        nca_rollout(state, params, model.spec, model.cfg.steps[level], out=state, **stream)
+        stream, steps = model.stream(level, seed=seed, member=member), model.cfg.steps[level]
+        if model.cfg.ndim == 3:
+            nca_rollout(state, params, model.spec, steps, out=state, **stream)
+        else:  # every slice of the third axis is a sample of its own
+            slices = np.ascontiguousarray(np.moveaxis(state[0], 2, 0))
+            stream["first_sample"] *= len(slices)
+            nca_rollout(slices, params, model.spec, steps, out=slices, **stream)
+            state[0] = np.moveaxis(slices, 0, 2)
     return np.ascontiguousarray(logits_of(model, state[0], size_of(image)))
 
 
@@ -164,13 +182,14 @@ def size_of(image: np.ndarray) -> Triple:
 
 def _expected(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the arrays that a recipe asks for."""
-    channels, hidden = cfg.channels, cfg.hidden
+    channels, hidden, filters = cfg.channels, cfg.hidden, cfg.num_filters
+    seen = (channels,) if cfg.perception == "depthwise" else (channels, channels)
     shapes: dict[str, tuple[int, ...]] = {}
     for level, kernel in enumerate(cfg.kernel_sizes):
         own: dict[str, tuple[int, ...]] = {
-            "perceive_weight": (1, channels, kernel, kernel, kernel),
-            "perceive_bias": (1, channels),
-            "hidden_weight": (hidden, 2 * channels),
+            "perceive_weight": (filters, *seen, *(kernel,) * cfg.ndim),
+            "perceive_bias": (filters, channels),
+            "hidden_weight": (hidden, (1 + filters) * channels),
             "hidden_bias": (hidden,),
             "out_weight": (channels, hidden),
         }

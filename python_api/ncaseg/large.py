@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from tempfile import gettempdir
 import numpy as np
 
 from ncaseg.budget import resident_bytes, show_bytes
+from ncaseg.data.dataset import Volume
 from ncaseg.edge import EdgeModel, entry_rows, entry_source, logits_of, size_of, slabs
 from ncaseg.ensemble import Combined, combine
 from ncaseg.levels import Triple
@@ -41,12 +43,12 @@ class Plan:
 
 
 def plan_prediction(
-    model: EdgeModel, size: Triple, *, samples: int, budget_bytes: int, with_variance: bool = False
+    model: EdgeModel, volume: Volume, *, samples: int, budget_bytes: int, with_variance: bool = False
 ) -> Plan:
     """Whole if it fits, else tiles, given what this process occupies now (the image is part of that).
 
     Args:
-        size: cells of the image.
+        volume: from `load_case`.
         samples: members of the ensemble.
         budget_bytes: the most memory that the process may occupy.
         with_variance: whether the variance map is asked for, which lies in memory.
@@ -54,25 +56,33 @@ def plan_prediction(
     Raises:
         ValueError: the budget does not hold one tile; the message names the amounts.
     """
-    sizes, cfg = model.sizes(size), model.cfg
-    cells = size[0] * size[1] * size[2]
+    size, cfg = size_of(volume.image), model.cfg
+    sizes = model.sizes(size)
+    cells = max(math.prod(size), math.prod(volume.native_size))
     used = resident_bytes() + cells * (5 if with_variance else 1)
     # Combining holds up to ten arrays of logits, but no state.
     states = max(tile_bytes(s, p, model.spec) for s, p in zip(sizes, model.levels, strict=True))
     whole = used + max(states + 16 * cfg.out_channels * cells, 40 * cfg.out_channels * cells) + RESERVE_BYTES
     if whole <= budget_bytes:
         return Plan(whole, budget_bytes)
-    left = budget_bytes - used - RESERVE_BYTES
+    if cfg.ndim == 2:
+        raise ValueError(
+            f"memory must hold whole volumes with model.ndim 2, {show_bytes(whole)}; got {show_bytes(budget_bytes)}. "
+            "Give more memory"
+        )
+    # Resizing takes the logits of a member as a whole, and some copies of them.
+    resizing = 16 * cfg.out_channels * cells if volume.is_resized else 0
+    left = budget_bytes - used - RESERVE_BYTES - resizing
     tiles = tuple(
         plan_tiles(s, p, model.spec, steps, left) for s, p, steps in zip(sizes, model.levels, cfg.steps, strict=True)
     )
-    last = 4 * cfg.channels * sizes[-1][0] * sizes[-1][1] * sizes[-1][2]
+    last = 4 * cfg.channels * math.prod(sizes[-1])
     return Plan(whole, budget_bytes, tiles, 2 * last + 4 * cfg.out_channels * cells * samples)
 
 
 def run_in_tiles(
     model: EdgeModel,
-    image: np.ndarray,
+    volume: Volume,
     plans: tuple[TilePlan, ...],
     *,
     samples: int,
@@ -84,22 +94,23 @@ def run_in_tiles(
     """The combined ensemble, some rows of the first axis at a time; states and logits lie in files.
 
     Args:
-        image: ``[C_in, X, Y, Z]`` float32.
+        volume: from `load_case`.
         plans: one per level, see :func:`plan_prediction`.
         samples, seed: members of the ensemble; the stream of fire bits.
         rule, with_spread: as in :func:`ncaseg.ensemble.combine`.
         scratch: folder of the files, by default the system's; nothing is left there.
 
     Yields:
-        Rows, and what the ensemble says about them.
+        Rows of the native grid, and what the ensemble says about them.
     """
     folder = Path(gettempdir()) if scratch is None else scratch
-    size = size_of(image)
+    x, y, z = volume.native_size
+    size = (x, y, z)
     with ExitStack() as files:
         members = []
         for member in range(samples):
             logits = files.enter_context(DiskState(folder, size, model.cfg.out_channels))
-            _member_in_tiles(model, image, plans, folder, logits, seed=seed, member=member)
+            _member_in_tiles(model, volume, plans, folder, logits, seed=seed, member=member)
             members.append(logits)
         for rows in slabs(size, model.cfg.out_channels * (2 + samples)):
             parts = (np.moveaxis(logits.read(_box(rows, size))[0], -1, 0) for logits in members)
@@ -119,7 +130,7 @@ def check_scratch(plan: Plan, scratch: Path | None) -> None:
 
 def _member_in_tiles(
     model: EdgeModel,
-    image: np.ndarray,
+    volume: Volume,
     plans: tuple[TilePlan, ...],
     folder: Path,
     logits: DiskState,
@@ -127,7 +138,8 @@ def _member_in_tiles(
     seed: int,
     member: int,
 ) -> None:
-    """Run one member level by level and store its logits."""
+    """Run one member level by level and store its logits on the native grid."""
+    image = volume.image
     coarse: DiskState | None = None
     with ExitStack() as files:
         for level, plan in enumerate(plans):
@@ -142,10 +154,20 @@ def _member_in_tiles(
             steps = model.cfg.steps[level]
             coarse = run_tiles(pair[0], pair[1], model.levels[level], model.spec, steps, plan, stream)
         assert coarse is not None  # a model has at least one level
-        size = size_of(image)
-        for rows in slabs(size, model.cfg.channels):
-            found = logits_of(model, _rows(coarse, rows), (len(rows), *size[1:]))
-            logits.write(_box(rows, size), np.moveaxis(found, 0, -1))
+        _store_logits(model, volume, coarse, logits)
+
+
+def _store_logits(model: EdgeModel, volume: Volume, state: DiskState, logits: DiskState) -> None:
+    size = size_of(volume.image) if volume.is_resized else logits.size
+    parts = (
+        (rows, logits_of(model, _rows(state, rows), (len(rows), *size[1:]))) for rows in slabs(size, state.channels)
+    )
+    if volume.is_resized:
+        whole = volume.to_native(np.concatenate([part for _, part in parts], axis=1))
+        logits.write(_box(range(logits.size[0]), logits.size), np.moveaxis(whole, 0, -1))
+        return
+    for rows, part in parts:
+        logits.write(_box(rows, size), np.moveaxis(part, 0, -1))
 
 
 def _rows(state: DiskState, rows: range) -> np.ndarray:

@@ -95,6 +95,27 @@ def steps_to_cross(sizes: Sequence[Triple], kernel_sizes: Sequence[int]) -> tupl
     return tuple(math.ceil(max(size) / (kernel // 2)) for size, kernel in zip(sizes, kernel_sizes, strict=True))
 
 
+def check_reflection(sizes: Sequence[Triple], kernel_sizes: Sequence[int], ndim: int = 3) -> None:
+    """Make sure that reflect padding can be done on every level: it needs more than (k - 1) / 2 cells per axis.
+
+    Raises:
+        ValueError: an axis is too short; the message names it and the level.
+    """
+    for level, (kernel, size) in enumerate(zip(kernel_sizes, sizes, strict=True)):
+        for axis, length in list(zip("XYZ", size, strict=True))[:ndim]:
+            if length <= kernel // 2:
+                raise ValueError(
+                    f"image is too small: level {level} has {length} cells on axis {axis}, and kernel {kernel} "
+                    f"with reflect padding needs at least {kernel // 2 + 1}; use a smaller kernel or fewer levels"
+                )
+
+
+def pad_size(size: Triple, scales: Sequence[Triple], pad: str) -> Triple:
+    """The size that a model works on: a multiple of all factors, unless ``pad`` is "none"."""
+    factors = factors_of(scales)[0]
+    return size if pad == "none" else times(ceil_divide(size, factors), factors)
+
+
 def times(triple: Triple, factors: Triple) -> Triple:
     """The product per axis."""
     x, y, z = (t * f for t, f in zip(triple, factors, strict=True))
@@ -104,6 +125,24 @@ def times(triple: Triple, factors: Triple) -> Triple:
 def ceil_divide(size: Triple, factors: Triple) -> Triple:
     """The quotient per axis, rounded up."""
     x, y, z = (-(-s // f) for s, f in zip(size, factors, strict=True))
+    return x, y, z
+
+
+def floor_divide(triple: Triple, factors: Triple) -> Triple:
+    """The quotient per axis, rounded down."""
+    x, y, z = (t // f for t, f in zip(triple, factors, strict=True))
+    return x, y, z
+
+
+def minus(a: Triple, b: Triple) -> Triple:
+    """The difference per axis."""
+    x, y, z = (p - q for p, q in zip(a, b, strict=True))
+    return x, y, z
+
+
+def larger(a: Triple, b: Triple) -> Triple:
+    """The maximum per axis."""
+    x, y, z = (max(p, q) for p, q in zip(a, b, strict=True))
     return x, y, z
 
 

@@ -14,22 +14,20 @@ import numpy as np
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import SUFFIXES, Case, case_id, find_cases
-from ncaseg.edge import EdgeModel, from_torch, run_member, size_of
+from ncaseg.edge import EdgeModel, from_torch, run_member
 from ncaseg.ensemble import DEFAULT_RULE, Combined, combine
 from ncaseg.files import replacing
 from ncaseg.large import Plan, check_scratch, plan_prediction, run_in_tiles
 
 # Nothing up here loads torch: a model that is an EdgeModel does without.
 if TYPE_CHECKING:
-    import torch
-
-    from ncaseg.models.segmenter import M3D
+    from ncaseg.models.base import Segmenter
 
 MEMBER_BUDGET_BYTES = 512 * 2**20  # of states and hidden values that run at once; more members take turns
 
 
 def predict_case(
-    model: M3D | EdgeModel,
+    model: Segmenter | EdgeModel,
     volume: Volume,
     cfg: Config,
     samples: int,
@@ -70,7 +68,7 @@ def predict_case(
 
 
 def run_ensemble(
-    model: M3D | EdgeModel,
+    model: Segmenter | EdgeModel,
     volume: Volume,
     cfg: Config,
     samples: int,
@@ -82,10 +80,11 @@ def run_ensemble(
     """The combined members of `predict_case` per output channel, on the native grid; arguments and errors as there."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
+    members: Iterator[np.ndarray]
     if isinstance(model, EdgeModel):
-        members = (run_member(model, volume.image, seed=seed, member=i)[_native(volume)] for i in range(samples))
+        members = (volume.to_native(run_member(model, volume.image, seed=seed, member=i)) for i in range(samples))
     else:
-        members = (logits.numpy() for logits in _member_logits(model, volume, cfg, samples, seed))
+        members = _member_logits(model, volume, cfg, samples, seed)
     return combine(members, rule=rule, with_spread=with_spread)
 
 
@@ -111,14 +110,10 @@ def predict_large(
     variance = np.empty(volume.native_size, np.float32) if with_variance else None
     check_scratch(plan, scratch)
     options: dict[str, Any] = {"rule": rule, "scratch": scratch, "with_spread": with_variance}
-    for rows, combined in run_in_tiles(model, volume.image, plan.tiles, samples=samples, seed=seed, **options):
-        if rows.start >= len(labels):
-            continue
-        part = slice(rows.start, min(rows.stop, len(labels)))
-        native = (slice(None), slice(part.stop - part.start), *_native(volume)[2:])
-        labels[part] = labels_of(combined.probabilities[native], cfg)
+    for rows, combined in run_in_tiles(model, volume, plan.tiles, samples=samples, seed=seed, **options):
+        labels[rows.start : rows.stop] = labels_of(combined.probabilities, cfg)
         if variance is not None and combined.variance is not None:
-            variance[part] = combined.variance[native].mean(0)
+            variance[rows.start : rows.stop] = combined.variance.mean(0)
     return labels, variance
 
 
@@ -138,7 +133,7 @@ def class_values(cfg: Config) -> tuple[int, ...]:
 
 
 def predict_path(
-    model: str | Path | tuple[M3D | EdgeModel, Config],
+    model: str | Path | tuple[Segmenter | EdgeModel, Config],
     source: str | Path,
     out: str | Path,
     *,
@@ -195,8 +190,7 @@ def predict_path(
     for case, target in _with_progress(todo):
         volume = load_case(case, cfg.data)
         if memory is not None and isinstance(loaded, EdgeModel):
-            size = size_of(volume.image)
-            plan = plan_prediction(loaded, size, samples=samples, budget_bytes=memory, with_variance=png)
+            plan = plan_prediction(loaded, volume, samples=samples, budget_bytes=memory, with_variance=png)
             print(f"{case.id}: {plan}", flush=True)
             labels, variance = predict_large(
                 loaded, volume, cfg, samples, seed, plan, with_variance=png, rule=rule, scratch=scratch
@@ -242,7 +236,7 @@ def save_map(path: str | Path, voxels: np.ndarray, volume: Volume) -> None:
 
 def native_image(volume: Volume) -> np.ndarray:
     """The first image channel `[*S]` on the native grid, for pictures."""
-    return volume.image[0][tuple(slice(n) for n in volume.native_size)]
+    return volume.to_native(volume.image[0])
 
 
 def draw_case(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Volume) -> None:
@@ -255,7 +249,7 @@ def draw_case(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Vo
     report.draw_triptych(f"{stem}_variance.png", image, labels, variance, spacing_mm=volume.spacing_mm)
 
 
-def _member_logits(model: M3D, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[torch.Tensor]:
+def _member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[np.ndarray]:
     """Yields the logits `[C_out, *S]` of each member on the native grid; as many run at once as the budget allows."""
     import torch
 
@@ -268,10 +262,10 @@ def _member_logits(model: M3D, volume: Volume, cfg: Config, samples: int, seed: 
     for first in range(0, samples, at_once):
         members = image.expand(min(at_once, samples - first), *image.shape)
         with torch.no_grad():
-            yield from model(members, seed=seed, first_sample=first)[(slice(None), *_native(volume))].cpu()
+            yield from volume.to_native(model(members, seed=seed, first_sample=first).cpu().numpy())
 
 
-def _with_own_statistics(model: M3D) -> M3D:
+def _with_own_statistics(model: Segmenter) -> Segmenter:
     """The model with norm "batch" replaced by "instance": members in one call do not share their statistics."""
     from ncakern import NCA
 
@@ -282,12 +276,7 @@ def _with_own_statistics(model: M3D) -> M3D:
     return model
 
 
-def _native(volume: Volume) -> tuple[slice, ...]:
-    """The native part of `[C, *S]`: padding lies at the end of each axis."""
-    return (slice(None), *(slice(n) for n in volume.native_size))
-
-
-def _load(name_or_path: str | Path) -> tuple[M3D, Config]:
+def _load(name_or_path: str | Path) -> tuple[Segmenter, Config]:
     from ncaseg.checkpoint import load_model
 
     return load_model(name_or_path)[:2]

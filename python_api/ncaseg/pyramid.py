@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ncaseg.data.resample import centres, linear
 from ncaseg.levels import Triple, ceil_divide, smaller
-
-
-def padded_size(size: Triple, factors: Triple, pad: str) -> Triple:
-    """The size after padding to a multiple of ``factors``; with "none" the size itself."""
-    x, y, z = size if pad == "none" else (-(-n // f) * f for n, f in zip(size, factors, strict=True))
-    return x, y, z
 
 
 def image_rows(image: np.ndarray, size: Triple, factors: Triple, rows: range, *, pad: str, pool: str) -> np.ndarray:
@@ -85,18 +80,12 @@ def _reduce(image: np.ndarray, factors: Triple, pool: str) -> np.ndarray:
 def _interpolate(image: np.ndarray, size: Triple, factors: Triple, rows: range, pad: str) -> np.ndarray:
     """Linear along each axis at the centre of every block, as torch's `interpolate` with align_corners=False."""
     new = ceil_divide(size, factors)
-    wanted = (rows, range(new[1]), range(new[2]))
-    first = 0
-    for axis, cells in enumerate(wanted, start=1):
-        length = size[axis - 1]
-        place = np.maximum((np.asarray(cells) + 0.5) * (length / new[axis - 1]) - 0.5, 0)
-        low = np.minimum(place.astype(np.int64), length - 1)
-        high = np.minimum(low + 1, length - 1)
-        if axis == 1:
-            first = int(low[0])
-            image = _padded_rows(image, size, range(first, int(high[-1]) + 1), pad)
-        share = (place - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(4)])
-        offset = first if axis == 1 else 0
-        below, above = (image.take(index - offset, axis=axis) for index in (low, high))
-        image = below * (1 - share) + above * share
+    x, y, z = (
+        np.maximum(centres(old, n, cells), 0)
+        for old, n, cells in zip(size, new, (rows, range(new[1]), range(new[2])), strict=True)
+    )
+    first, last = int(x[0]), min(int(x[-1]) + 2, size[0])
+    image = _padded_rows(image, size, range(first, last), pad)
+    for axis, place in enumerate((x - first, y, z), start=1):
+        image = linear(image, axis, place)
     return image

@@ -14,7 +14,8 @@ def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The M3D segmenter. Tuples ordered by level run from coarse to fine.
+    """The segmenter: ``kind`` "m3d", the automata, or "unet", the baseline, which reads only ``in_channels``,
+    ``out_channels`` and ``features`` (six widths). Tuples ordered by level run from coarse to fine.
 
     ``out_channels`` 1 is the merged foreground; otherwise one sigmoid channel per entry of ``data.labels``.
     ``scales[i]`` are the per-axis factors between level i and level i + 1. ``pad`` fills sizes that the product of the
@@ -22,8 +23,11 @@ class ModelConfig:
     the last cell of a coarse level spans fewer fine ones). ``pool`` makes the image of a coarse level.
     ``patches`` has one entry per level, what it works on in training: three sizes, or ``[]`` for the whole level;
     without entries every level gets a patch of the size of level 0, as in M3D-NCA.
+    ``ndim`` 2 is Med-NCA: every slice of the third axis is an automaton of its own. ``perception`` "depthwise" has one
+    filter per channel, "dense" lets every channel see every channel; there are ``num_filters`` of them.
     """
 
+    kind: str = "m3d"
     in_channels: int = 1
     out_channels: int = 1
     channels: int = 16
@@ -37,6 +41,10 @@ class ModelConfig:
     pad: str = "replicate"
     pool: str = "max"
     patches: tuple[tuple[int, ...], ...] = ()
+    ndim: int = 3
+    perception: str = "depthwise"
+    num_filters: int = 1
+    features: tuple[int, ...] = (24, 24, 48, 96, 192, 24)
 
     def __post_init__(self) -> None:
         levels = len(self.kernel_sizes)
@@ -62,6 +70,15 @@ class ModelConfig:
             all(len(p) in (0, 3) for p in self.patches), "model.patches", "be [] or three sizes each", self.patches
         )
         _require(all(s >= 1 for p in self.patches for s in p), "model.patches", "be at least 1", self.patches)
+        _require_one_of("model.kind", self.kind, ("m3d", "unet"))
+        _require(len(self.features) == 6 and min(self.features) >= 1, "model.features", "be six widths", self.features)
+        _require(self.ndim in (2, 3), "model.ndim", "be 2 or 3", self.ndim)
+        flat = self.ndim == 3 or all(scale[2] == 1 for scale in self.scales)
+        _require(flat, "model.scales", "keep the third axis (factor 1) with model.ndim 2", self.scales)
+        alone = self.ndim == 3 or self.norm != "batch"
+        _require(alone, "model.norm", 'be "none" or "instance" with model.ndim 2, where slices do not mix', self.norm)
+        _require(self.num_filters >= 1, "model.num_filters", "be at least 1", self.num_filters)
+        _require_one_of("model.perception", self.perception, ("depthwise", "dense"))
         _require_one_of("model.pad", self.pad, ("replicate", "zeros", "none"))
         _require_one_of("model.pool", self.pool, ("max", "average", "nearest", "trilinear"))
         _require_one_of("model.norm", self.norm, ("none", "batch", "instance"))
@@ -72,14 +89,16 @@ class ModelConfig:
 class DataConfig:
     """How a case becomes tensors, and how the cases are split.
 
-    ``labels`` are the foreground values that may occur; ``size`` is the grid that volumes are zero-padded to at the end
-    of each axis (empty: native size); ``clip_again`` repeats clip and min-max after padding, as M3D-NCA does.
+    ``labels`` are the foreground values that may occur; ``size`` is the grid of the network (empty: native size; 0
+    keeps the native size of an axis), reached by zeros at the end of each axis (``fit`` "pad") or by interpolation
+    ("resize"); ``clip_again`` repeats clip and min-max after that, as M3D-NCA does.
     """
 
     labels: tuple[int, ...] = (1,)
     modalities: tuple[int, ...] = (0,)
     clip_percentiles: tuple[float, float] = (0.5, 99.5)
     size: tuple[int, ...] = ()
+    fit: str = "pad"
     clip_again: bool = False
     validation_fraction: float = 0.15
     split_seed: int = 0
@@ -93,7 +112,8 @@ class DataConfig:
         _require(all(m >= 0 for m in self.modalities), "data.modalities", "not be negative", self.modalities)
         _require(0 <= low < high <= 100, "data.clip_percentiles", "be 0 <= low < high <= 100", self.clip_percentiles)
         _require(len(self.size) in (0, 3), "data.size", "be empty (native size) or three sizes", self.size)
-        _require(all(s >= 1 for s in self.size), "data.size", "be positive", self.size)
+        _require(all(s >= 0 for s in self.size), "data.size", "not be negative", self.size)
+        _require_one_of("data.fit", self.fit, ("pad", "resize"))
         fraction = self.validation_fraction
         _require(0.0 <= fraction < 1.0, "data.validation_fraction", "lie in [0, 1)", fraction)
 
@@ -167,8 +187,13 @@ class TrainConfig:
     One optimiser step uses ``accumulate`` forward passes of ``batch_size`` volumes, each volume ``duplication`` times
     in its batch. ``steps`` counts optimiser steps; 0 means ``epochs`` passes over the training cases.
     The rate after u updates is ``lr`` (constant), ``lr * lr_decay**u`` (exponential), or falls along a cosine to
-    ``lr * lr_final`` at the last step. 0 turns off ``grad_clip`` and ``validate_every``; a checkpoint is written every
-    ``checkpoint_every`` steps (0: not) and at the end.
+    ``lr * lr_final`` at the last step; with ``lr_interval`` "epoch" u counts finished epochs.
+    ``loss`` is one of :mod:`ncaseg.losses`, its two parts weighted by ``loss_weights``; ``skip_empty`` leaves out
+    channels without foreground in the batch, and the optimiser step where none is left.
+    With probability ``foreground_crops`` the patches of a sample are drawn around a voxel of its foreground.
+    ``slices`` takes so many random slices of each volume instead of the whole (with ``model.ndim`` 2).
+    0 turns off ``grad_clip`` and ``validate_every``; a checkpoint is written every ``checkpoint_every`` steps (0: not)
+    and at the end.
     With ``ema_decay`` d above 0 a running mean of the weights, ``mean = d mean + (1 - d) weights``, is what validation
     and the final checkpoint use. It starts as a copy after ``ema_start`` updates and moves after every update
     (``ema_interval`` "step") or after the last one of an epoch ("epoch").
@@ -183,7 +208,15 @@ class TrainConfig:
     duplication: int = 1
     lr: float = 1.6e-3
     betas: tuple[float, float] = (0.9, 0.99)
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    loss: str = "dice_bce"
+    loss_weights: tuple[float, float] = (1.0, 1.0)
+    focal_gamma: float = 2.0
+    foreground_crops: float = 0.0
+    slices: int = 0
     schedule: str = "constant"
+    lr_interval: str = "step"
     lr_decay: float = 0.9999
     lr_final: float = 0.05
     grad_clip: float = 0.0
@@ -199,10 +232,26 @@ class TrainConfig:
         _require(self.steps > 0 or self.epochs > 0, "train.steps or train.epochs", "be positive", self.steps)
         for name in ("batch_size", "accumulate", "duplication", "keep_every"):
             _require(getattr(self, name) >= 1, f"train.{name}", "be at least 1", getattr(self, name))
-        for name in ("seed", "steps", "epochs", "grad_clip", "checkpoint_every", "validate_every", "ema_start"):
+        for name in (
+            "seed",
+            "steps",
+            "epochs",
+            "grad_clip",
+            "checkpoint_every",
+            "validate_every",
+            "ema_start",
+            "slices",
+        ):
             _require(getattr(self, name) >= 0, f"train.{name}", "not be negative", getattr(self, name))
         _require(self.lr > 0, "train.lr", "be positive", self.lr)
         _require(all(0 <= b < 1 for b in self.betas), "train.betas", "lie in [0, 1)", self.betas)
+        for name in ("weight_decay", "focal_gamma"):
+            _require(getattr(self, name) >= 0.0, f"train.{name}", "not be negative", getattr(self, name))
+        _require(min(self.loss_weights) >= 0.0, "train.loss_weights", "not be negative", self.loss_weights)
+        _require(0.0 <= self.foreground_crops <= 1.0, "train.foreground_crops", "lie in [0, 1]", self.foreground_crops)
+        _require_one_of("train.optimizer", self.optimizer, ("adam", "adamw"))
+        _require_one_of("train.loss", self.loss, ("dice_bce", "m3d_upstream", "dice_focal"))
+        _require_one_of("train.lr_interval", self.lr_interval, ("step", "epoch"))
         _require_one_of("train.schedule", self.schedule, ("constant", "exponential", "cosine"))
         _require(0.0 <= self.ema_decay < 1.0, "train.ema_decay", "lie in [0, 1)", self.ema_decay)
         _require_one_of("train.ema_interval", self.ema_interval, ("step", "epoch"))
@@ -247,3 +296,5 @@ class Config:
             f"equal the number of data.modalities ({len(self.data.modalities)})",
             self.model.in_channels,
         )
+        is_flat = self.train.slices == 0 or self.model.ndim == 2
+        _require(is_flat, "train.slices", "be 0 unless model.ndim is 2", self.train.slices)

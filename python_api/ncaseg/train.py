@@ -6,27 +6,30 @@ thread count), and there is no generator to save.
 """
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ncaseg import config, files
 from ncaseg.batches import CROP, FIRE, VALIDATE, WEIGHTS, draw_batches, load_batch, steps_per_epoch, stream
 from ncaseg.checkpoint import load_state, save_model, save_state
 from ncaseg.config import Config, TrainConfig
-from ncaseg.data.dataset import CaseStore
+from ncaseg.data.dataset import CaseStore, grid_sizes
 from ncaseg.data.index import Case, find_cases
 from ncaseg.data.split import Split, load_split, make_split, save_split
+from ncaseg.levels import Triple, check_reflection, pad_size, working_sizes
 from ncaseg.logs import Progress, RunLog
-from ncaseg.losses import dice_bce
+from ncaseg.losses import LOSSES
+from ncaseg.memory import check_memory
 from ncaseg.metrics import hard_dice
 from ncaseg.models import build_model
-from ncaseg.models.segmenter import M3D
+from ncaseg.models.base import Segmenter
 
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds", "val_dice")
 
@@ -56,11 +59,15 @@ def train(
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is False.
         ValueError: the folder holds a run of another recipe, the data do not match the split, or a case is broken.
+        MemoryError: a training step will not fit; nothing has been written yet.
         FloatingPointError: the loss or a gradient is not finite; the last good state has been saved.
     """
     out = Path(out_dir)
     device = _device(cfg.train.device)
     cases = find_cases(data_dir, images=images, labels=labels)
+    sizes = grid_sizes(cases, cfg.data)
+    check_sizes(sizes, cfg)
+    print(check_memory(cfg, list(sizes.values()), device), file=sys.stderr)
     _claim_folder(out, cfg, resume)
     split = _fix_split(out / "split.json", cases, cfg)
     volumes = CaseStore(cases, cfg.data)
@@ -68,7 +75,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(cfg.train, WEIGHTS))
         model = build_model(cfg.model).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=cfg.train.lr, betas=cfg.train.betas)
+    optimizer = make_optimizer(model, cfg.train)
     average = make_average(model, cfg.train)
     per_epoch = steps_per_epoch(len(split.train), cfg.train)
     total = cfg.train.steps if cfg.train.steps > 0 else cfg.train.epochs * per_epoch
@@ -79,7 +86,7 @@ def train(
     with RunLog(out, COLUMNS, keep_through=step) as log, Progress(total, start=step) as progress:
         while step < total:
             began = time.monotonic()
-            lr = learning_rate(cfg.train, updates, total)
+            lr = learning_rate(cfg.train, updates, total, step // per_epoch, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batches = draw_batches(split.train, cfg.train, step)
@@ -111,8 +118,34 @@ def train(
     return out / "model.safetensors"
 
 
-def learning_rate(cfg: TrainConfig, updates: int, total: int) -> float:
-    """The rate of the next optimiser step after ``updates`` of them, of ``total``."""
+def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
+    """Make sure that every volume fits every level, in training and whole, before hours of training have passed.
+
+    Raises:
+        ValueError: one does not; the message names the case, the level and the axis.
+    """
+    model = cfg.model
+    if model.kind != "m3d" or model.padding != "reflect":
+        return
+    for case, size in sizes.items():
+        size = pad_size(size, model.scales, model.pad)
+        for patches in (model.patches, [()] * len(model.steps)):
+            try:
+                check_reflection(working_sizes(size, model.scales, patches), model.kernel_sizes, model.ndim)
+            except ValueError as error:
+                raise ValueError(f"case {case}: {error}") from error
+
+
+def make_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
+    """One Adam over all levels, which equals one per level; or AdamW, whose decay is apart from the gradient."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
+    return kind(model.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+
+
+def learning_rate(cfg: TrainConfig, updates: int, total: int, epoch: int = 0, per_epoch: int = 1) -> float:
+    """The rate of the next optimiser step after ``updates`` of ``total``, in epoch ``epoch`` of ``per_epoch`` each."""
+    if cfg.lr_interval == "epoch":
+        updates, total = epoch, math.ceil(total / per_epoch)
     if cfg.schedule == "exponential":
         return cfg.lr * cfg.lr_decay**updates
     if cfg.schedule == "cosine":
@@ -120,7 +153,7 @@ def learning_rate(cfg: TrainConfig, updates: int, total: int) -> float:
     return cfg.lr
 
 
-def make_average(model: M3D, cfg: TrainConfig) -> AveragedModel | None:
+def make_average(model: Segmenter, cfg: TrainConfig) -> AveragedModel | None:
     """The running mean of the weights, still without content; None where the recipe has none."""
     if cfg.ema_decay == 0.0:
         return None
@@ -132,16 +165,16 @@ def is_averaged(cfg: TrainConfig, step: int, updates: int, per_epoch: int) -> bo
     return updates > cfg.ema_start and (cfg.ema_interval == "step" or step % per_epoch == 0)
 
 
-def best_weights(model: M3D, average: AveragedModel | None) -> M3D:
+def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:
     """The model to judge and to keep: the running mean once it has content, else the weights as they are."""
     if average is None or average.n_averaged == 0:
         return model
-    assert isinstance(average.module, M3D)
+    assert isinstance(average.module, Segmenter)
     return average.module
 
 
 @torch.no_grad()
-def validation_dice(model: M3D, volumes: CaseStore, ids: Sequence[str], cfg: Config) -> float | None:
+def validation_dice(model: Segmenter, volumes: CaseStore, ids: Sequence[str], cfg: Config) -> float | None:
     """Mean hard Dice of the merged foreground at native geometry, one run per case; None without cases."""
     device = next(model.parameters()).device
     scores = []
@@ -149,14 +182,13 @@ def validation_dice(model: M3D, volumes: CaseStore, ids: Sequence[str], cfg: Con
         volume = volumes[case]
         image = torch.from_numpy(volume.image)[None].to(device)
         logits = model(image, seed=stream(cfg.train, VALIDATE), first_sample=number)  # [1, C_out, *S]
-        found = (logits[0] > 0).any(dim=0).cpu().numpy()
-        native = found[tuple(slice(0, n) for n in volume.native_size)]
-        scores.append(hard_dice(native, np.asarray(volume.require_label() > 0)))
+        found = np.any(volume.to_native(logits[0].cpu().numpy()) > 0, axis=0)
+        scores.append(hard_dice(np.asarray(found), np.asarray(volume.require_label() > 0)))
     return sum(scores) / len(scores) if scores else None
 
 
 def _accumulate(
-    model: M3D,
+    model: Segmenter,
     optimizer: torch.optim.Optimizer,
     volumes: CaseStore,
     batches: list[tuple[str, ...]],
@@ -175,13 +207,20 @@ def _accumulate(
             seed=stream(cfg.train, FIRE, step, number),
             generator=torch.Generator().manual_seed(stream(cfg.train, CROP, step, number)),
             keep_every=cfg.train.keep_every,
+            foreground=cfg.train.foreground_crops,
         )
-        loss = dice_bce(logits, target, skip_empty=cfg.train.skip_empty) / len(batches)
+        loss = loss_of(logits, target, cfg.train) / len(batches)
         mean_loss += loss.item()
         if loss.requires_grad:
             loss.backward()
             learned = True
     return mean_loss, learned
+
+
+def loss_of(logits: Tensor, target: Tensor, cfg: TrainConfig) -> Tensor:
+    """The loss that the recipe names; see :mod:`ncaseg.losses`."""
+    more = {"gamma": cfg.focal_gamma} if cfg.loss == "dice_focal" else {}
+    return LOSSES[cfg.loss](logits, target, skip_empty=cfg.skip_empty, weights=cfg.loss_weights, **more)
 
 
 def _is_due(step: int, total: int, every: int) -> bool:
@@ -226,7 +265,7 @@ def _fix_split(path: Path, cases: list[Case], cfg: Config) -> Split:
 
 def _save(
     out: Path,
-    model: M3D,
+    model: Segmenter,
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
     cfg: Config,
@@ -244,7 +283,7 @@ def _save(
 
 
 def _restore(
-    path: Path, model: M3D, optimizer: torch.optim.Optimizer, average: AveragedModel | None, split: Split
+    path: Path, model: Segmenter, optimizer: torch.optim.Optimizer, average: AveragedModel | None, split: Split
 ) -> tuple[int, int]:
     state = load_state(path)
     if state["split_sha256"] != split.sha256:

@@ -9,7 +9,8 @@ from ncakern import NCA
 from ncaseg.config import ModelConfig
 from ncaseg.levels import working_sizes
 from ncaseg.models import build_model
-from ncaseg.models.multilevel import crop, draw_offsets, enlarge_state, pad_to_multiple, pool_image
+from ncaseg.models.crops import crop, draw_offsets
+from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
 from ncaseg.models.segmenter import M3D
 
 TWO = ((2, 2, 2),)
@@ -126,6 +127,41 @@ def test_patches_of_a_given_size_hold_whole_cells():
     # Level 1 takes 3 of its 6 whole cells (of 7) on X; level 2 takes 5 of the 6 fine ones below.
     assert label.shape == (300, 1, 5, 4, 6)
     assert set(label[:, 0, 0, 0, 0].tolist()) == set(range(8))  # 2 * {0, 1, 2, 3} + {0, 1}
+
+
+def test_patches_may_be_drawn_around_the_foreground():
+    model = M3D(kernel_sizes=(3,) * 3, steps=(1,) * 3, scales=((2, 2, 1), (2, 2, 2)), channels=4, hidden=4, pad="none")
+    image = volume(40, 1, 21, 16, 12)
+    label = torch.zeros_like(image)
+    places = torch.randint(0, 12, (40, 3), generator=torch.Generator().manual_seed(3)).tolist()
+    for sample, (x, y, z) in enumerate(places):
+        label[sample, 0, x, y, z] = 1.0
+    label[0, 0, 19, 15, 11] = 1.0  # at the edge: behind it lies half a cell, which no patch holds
+    label[1] = 0.0  # nothing to aim at
+
+    def found(chance):
+        generator = torch.Generator().manual_seed(0)
+        _, target = model.crop_forward(image, label, seed=0, generator=generator, foreground=chance)
+        return target.flatten(1).any(dim=1)
+
+    assert found(1.0).sum() == 39 and not found(1.0)[1]
+    assert found(0.0).sum() < 15
+    _, a = model.crop_forward(image, label, seed=0, generator=torch.Generator().manual_seed(0), foreground=1.0)
+    assert len({tuple(sample.nonzero()[0].tolist()) for sample in a if sample.any()}) > 10  # not always the centre
+
+
+def test_two_dimensions_treat_every_slice_alone():
+    keywords = {"kernel_sizes": (3, 3), "steps": (2, 2), "scales": ((2, 2, 1),), "channels": 6, "hidden": 8}
+    model = randomised(M3D(ndim=2, perception="dense", num_filters=2, norm="none", **keywords))
+    image = volume(2, 1, 8, 6, 3)
+    out = model(image, seed=1)
+    assert out.shape == image.shape and model.levels[0].perceive_weight.shape == (2, 6, 6, 3, 3)
+    for sample, z in itertools.product(range(2), range(3)):
+        alone = model(image[sample : sample + 1, ..., z : z + 1], seed=1, first_sample=3 * sample + z)
+        torch.testing.assert_close(alone[0, ..., 0], out[sample, ..., z], rtol=1e-5, atol=1e-6)
+    member = model(image[1:], seed=1, first_sample=1)
+    torch.testing.assert_close(member[0], out[1], rtol=1e-5, atol=1e-6)
+    assert model(volume(1, 1, 8, 6, 1), seed=0).shape == (1, 1, 8, 6, 1)  # one slice is enough
 
 
 def test_members_of_an_ensemble_are_named_by_first_sample():
@@ -252,12 +288,14 @@ def test_helpers_by_hand():
     assert pool_image(x, (2, 3, 3), "nearest").flatten().tolist() == [0.0, 3.0]
     assert pool_image(x, (2, 3, 2), "trilinear").flatten().tolist() == [10.5, 12.5]
     state = torch.arange(2.0).reshape(1, 1, 1, 2, 1)
-    assert enlarge_state(state, (1, 2, 3))[0, 0, :, :, 0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
+    assert enlarge_state(state, (1, 2, 3), (1, 2, 6))[0, 0, :, :, 0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
     assert pad_to_multiple(x, (1, 3, 2), "zeros") is x
     assert pad_to_multiple(x, (1, 2, 1), "zeros").shape == (1, 1, 2, 4, 4)
     assert pad_to_multiple(x, (1, 2, 1), "none") is x
     assert enlarge_state(state, (1, 2, 3), (1, 1, 5))[0, 0, :, :, 0].tolist() == [[0, 0, 0, 1, 1]]
-    cut = crop(torch.cat([x, x]), [(0, 0, 0), (1, 1, 2)], (1, 2, 2), first_axis=2)
+    patches = enlarge_state(torch.cat([state, state]), (1, 2, 3), (1, 1, 3), [(0, 0, 1), (0, 1, 3)])
+    assert patches[:, 0, 0, :, 0].tolist() == [[0, 0, 1], [1, 1, 1]]
+    cut = crop(torch.cat([x, x]), [(0, 0, 0), (1, 1, 2)], (1, 2, 2))
     assert cut.flatten().tolist() == [0, 1, 4, 5, 18, 19, 22, 23]
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ncaseg.levels import ceil_divide
+from ncaseg.levels import ceil_divide, pad_size
 from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
-from ncaseg.pyramid import enlarge_rows, image_rows, padded_size
+from ncaseg.pyramid import enlarge_rows, image_rows
 
 IMAGE = np.random.default_rng(0).random((2, 11, 7, 9), np.float32) - 0.3  # negative values too: padding adds zeros
 FACTORS = (4, 2, 3)
@@ -18,7 +18,7 @@ FACTORS = (4, 2, 3)
 def test_image_of_a_level_is_that_of_torch(pad, pool, factors):
     full = pad_to_multiple(torch.from_numpy(IMAGE)[None], FACTORS, pad)
     expected = pool_image(full, factors, pool)[0].permute(1, 2, 3, 0).numpy()
-    size = padded_size(IMAGE.shape[1:], FACTORS, pad)
+    size = pad_size(IMAGE.shape[1:], [FACTORS], pad)
     level = ceil_divide(size, factors)
     assert expected.shape[:3] == level
     whole = image_rows(IMAGE, size, factors, range(level[0]), pad=pad, pool=pool)

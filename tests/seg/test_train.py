@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncaseg import batches, config, train
+from ncaseg import batches, config, evaluate, train
 from ncaseg.checkpoint import load_model, load_state
 from ncaseg.data.dataset import CaseStore
 from ncaseg.data.index import find_cases
@@ -242,6 +242,13 @@ def test_folder_pairs_train_too(data, tmp_path):
     assert rows_without_time(tmp_path / "a") == rows_without_time(tmp_path / "b")
 
 
+def test_volume_too_small_for_a_level_is_named_before_training(data, tmp_path):
+    two = ["model.kernel_sizes=[7, 3]", "model.steps=[2, 2]", "model.scales=[[2, 2, 4]]"]
+    with pytest.raises(ValueError, match="case phantom_000: image is too small: level 0 has 3 cells on axis Z"):
+        train.train(tiny(*two), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_that_do_not_fit_the_run_are_named(data, tmp_path):
     train.train(tiny("train.steps=1"), data, tmp_path / "run")
     fewer = write_phantoms(tmp_path / "fewer", 2, seed=0, size=(12, 12, 12))
@@ -374,6 +381,67 @@ def test_learning_rates_by_hand():
     cosine = tiny("train.schedule=cosine", "train.lr=2.0", "train.lr_final=0.1").train
     assert [train.learning_rate(cosine, u, 8) for u in (0, 4, 8)] == pytest.approx([2.0, 1.1, 0.2])
     assert train.learning_rate(tiny("train.schedule=constant", "train.lr=0.3").train, 7, 8) == 0.3
+
+
+def test_learning_rate_may_follow_epochs():
+    cfg = tiny("train.schedule=exponential", "train.lr=0.5", "train.lr_decay=0.9", "train.lr_interval=epoch").train
+    assert train.learning_rate(cfg, updates=17, total=100, epoch=3, per_epoch=5) == pytest.approx(0.5 * 0.9**3)
+    cosine = tiny("train.schedule=cosine", "train.lr=2.0", "train.lr_final=0.1", "train.lr_interval=epoch").train
+    assert train.learning_rate(cosine, updates=17, total=40, epoch=4, per_epoch=5) == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("interval", "powers"), [("step", [0, 1, 2, 3]), ("epoch", [0, 0, 1, 1])])
+def test_rate_decays_per_step_unless_asked_otherwise(data, tmp_path, interval, powers):
+    decay = ["train.schedule=exponential", "train.lr=0.1", "train.lr_decay=0.5", f"train.lr_interval={interval}"]
+    train.train(tiny("train.steps=4", *decay), data, tmp_path)  # three training cases, two per step
+    assert [row["lr"] for row in read_rows(tmp_path / "log.jsonl")] == pytest.approx([0.1 * 0.5**p for p in powers])
+
+
+def test_optimizers_by_name():
+    model = torch.nn.Linear(2, 2)
+    adam = train.make_optimizer(model, tiny("train.lr=0.1").train)
+    adamw = train.make_optimizer(model, tiny("train.optimizer=adamw", "train.weight_decay=0.3").train)
+    assert type(adam) is torch.optim.Adam and type(adamw) is torch.optim.AdamW
+    assert adam.defaults["betas"] == (0.9, 0.99) and adamw.defaults["weight_decay"] == 0.3
+
+
+@pytest.mark.parametrize("loss", ["m3d_upstream", "dice_focal"])
+def test_every_loss_trains(data, tmp_path, loss):
+    train.train(tiny("train.steps=8", f"train.loss={loss}", "train.lr=0.02"), data, tmp_path)
+    rows = read_rows(tmp_path / "log.jsonl")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_channel_per_class_is_trained_and_scored(data, tmp_path):
+    cfg = tiny("train.steps=60", "train.lr=0.02", "model.out_channels=2", "model.hidden=16", "train.validate_every=60")
+    path = train.train(cfg, data, tmp_path)
+    assert read_rows(tmp_path / "log.jsonl")[-1]["val_dice"] > 0.5
+    model, loaded, _ = load_model(path)
+    scores = evaluate.score_cases(model, loaded, find_cases(data), name="x", samples=2)
+    assert set(scores["classes"]) == {"1", "2"}
+    assert all(set(entry) == set(evaluate.METRICS) for entry in scores["classes"].values())
+    assert scores["classes"]["1"]["hard_dice"] > 0.3  # chance finds less than 0.1
+
+
+def test_slices_train_and_whole_volumes_are_judged(data, tmp_path):
+    flat = ["model.ndim=2", "model.norm=none", "model.kernel_sizes=[3, 3]", "model.steps=[3, 3]"]
+    more = ["model.scales=[[2, 2, 1]]", "train.slices=5", "train.batch_size=2", "data.size=[16, 16, 0]"]
+    cfg = tiny(*flat, *more, "data.fit=resize", "train.validate_every=10")
+    volumes = CaseStore(find_cases(data), cfg.data)
+    image, target = batches.load_batch(volumes, ("phantom_000", "phantom_001"), cfg, 0, 0)
+    assert image.shape == target.shape == (10, 1, 16, 16, 1)
+    whole = volumes["phantom_001"].image[0]
+    depths = [next(z for z in range(12) if np.array_equal(whole[..., z], s[0, ..., 0])) for s in image[5:].numpy()]
+    assert len(set(depths)) == 5
+    train.train(cfg, data, tmp_path)
+    assert read_rows(tmp_path / "log.jsonl")[-1]["val_dice"] is not None
+
+
+def test_foreground_crops_are_part_of_the_run(data, tmp_path):
+    two = [*TWO_LEVELS, "train.steps=2"]
+    train.train(tiny(*two), data, tmp_path / "a")
+    train.train(tiny(*two, "train.foreground_crops=1"), data, tmp_path / "b")
+    assert rows_without_time(tmp_path / "a") != rows_without_time(tmp_path / "b")
 
 
 def test_epochs_count_steps_when_steps_are_not_given(data, tmp_path):

@@ -1,8 +1,10 @@
-"""The hand-over between resolution levels: pool the image, enlarge the state, cut nested patches.
+"""The hand-over between resolution levels: pool the image, enlarge the state.
 
-Images and labels are channels first ``[B, C, X, Y, Z]``, states channels last ``[B, X, Y, Z, C]``. Factors, sizes and
-offsets are triples, one entry per axis.
+Images are channels first ``[B, C, X, Y, Z]``, states channels last ``[B, X, Y, Z, C]``. Factors, sizes and offsets are
+triples, one entry per axis.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +33,25 @@ def pool_image(image: Tensor, factors: Triple, mode: str = "max") -> Tensor:
     return F.interpolate(image, size, mode="trilinear", align_corners=False)
 
 
-def enlarge_state(state: Tensor, factors: Triple, size: Triple | None = None) -> Tensor:
-    """Nearest upsampling of a state: cell x of the result is cell ``x // factor``; cut to ``size`` where given."""
-    for axis, factor in enumerate(factors, start=1):
+def enlarge_state(state: Tensor, factors: Triple, size: Triple, offsets: Sequence[Triple] | None = None) -> Tensor:
+    """Nearest upsampling of states ``[B, X, Y, Z, C]``, or of patches of them.
+
+    Cell x of the result is cell ``(x + offset) // factor``, with an offset per sample, 0 where none are given. Nothing
+    outside the patches is computed.
+    """
+    if offsets is None:
+        return _enlarge(state, factors, size, (0, 0, 0), first_axis=1)
+    pairs = zip(state, offsets, strict=True)
+    return torch.stack([_enlarge(sample, factors, size, offset, first_axis=0) for sample, offset in pairs])
+
+
+def _enlarge(state: Tensor, factors: Triple, size: Triple, offset: Triple, *, first_axis: int) -> Tensor:
+    for axis, (factor, length, start) in enumerate(zip(factors, size, offset, strict=True), start=first_axis):
+        first, last = start // factor, (start + length - 1) // factor
+        state = state.narrow(axis, first, last - first + 1)
         if factor > 1:
             state = state.repeat_interleave(factor, dim=axis)
-        if size is not None:
-            state = state.narrow(axis, 0, size[axis - 1])
+        state = state.narrow(axis, start - first * factor, length)
     return state
 
 
@@ -48,20 +62,3 @@ def pad_to_multiple(volume: Tensor, factors: Triple, mode: str) -> Tensor:
         return volume
     amounts = [amount for m in reversed(missing) for amount in (0, m)]
     return F.pad(volume, amounts, mode="replicate") if mode == "replicate" else F.pad(volume, amounts)
-
-
-def draw_offsets(batch: int, size: Triple, patch: Triple, generator: torch.Generator) -> list[Triple]:
-    """For each sample and axis an integer drawn uniformly from 0 to ``size - patch``, both included."""
-    spans = [have - want + 1 for have, want in zip(size, patch, strict=True)]
-    columns = [torch.randint(span, (batch,), generator=generator).tolist() for span in spans]
-    return list(zip(*columns, strict=True))
-
-
-def crop(volume: Tensor, offsets: list[Triple], size: Triple, *, first_axis: int) -> Tensor:
-    """Cut a box of ``size`` at its own offset out of every sample; the space begins at axis ``first_axis``."""
-    boxes = []
-    for sample, offset in zip(volume, offsets, strict=True):
-        for axis, (start, length) in enumerate(zip(offset, size, strict=True), start=first_axis - 1):
-            sample = sample.narrow(axis, start, length)
-        boxes.append(sample)
-    return torch.stack(boxes)

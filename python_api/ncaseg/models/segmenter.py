@@ -5,11 +5,13 @@ from torch import Tensor, nn
 
 from ncakern import NCA
 from ncaseg.layout import to_channels_first, to_channels_last
-from ncaseg.levels import Triple, factors_of, region, times, working_sizes
-from ncaseg.models.multilevel import crop, draw_offsets, enlarge_state, pad_to_multiple, pool_image
+from ncaseg.levels import Triple, check_reflection, factors_of, working_sizes
+from ncaseg.models.base import Segmenter
+from ncaseg.models.crops import NestedCrops
+from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
 
 
-class M3D(nn.Module):
+class M3D(Segmenter):
     """Segment volumes with n levels of neural cellular automata.
 
     Level 0 starts on the pooled image, all other channels 0. After each level the whole state is enlarged
@@ -29,6 +31,8 @@ class M3D(nn.Module):
         pool: how the image of a coarser level is made, see :func:`ncaseg.models.multilevel.pool_image`.
         patches: what each level works on in :meth:`crop_forward`: three sizes, or ``()`` for the whole level; without
             entries every level gets the size of level 0.
+        ndim: 2 makes every slice of the third axis an automaton of its own (Med-NCA); its norm must not be "batch".
+        perception, num_filters: as in :class:`ncakern.NCA`.
 
     Example:
         >>> model = M3D(kernel_sizes=(7, 3), steps=(10, 10), scales=((2, 2, 2),))
@@ -55,6 +59,9 @@ class M3D(nn.Module):
         pad: str = "replicate",
         pool: str = "max",
         patches: tuple[tuple[int, ...], ...] = (),
+        ndim: int = 3,
+        perception: str = "depthwise",
+        num_filters: int = 1,
     ) -> None:
         super().__init__()
         if len(steps) != len(kernel_sizes) or len(scales) != len(kernel_sizes) - 1:
@@ -68,11 +75,14 @@ class M3D(nn.Module):
         self.in_channels, self.out_channels, self.channels = in_channels, out_channels, channels
         self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
         self.padding, self.pad, self.pool, self.patches = padding, pad, pool, tuple(patches)
+        self.ndim = ndim
         self.levels = nn.ModuleList(
             NCA(
-                3,
+                ndim,
                 channels,
                 hidden,
+                perception=perception,
+                num_filters=num_filters,
                 kernel_size=kernel,
                 padding=padding,
                 norm=norm,
@@ -106,12 +116,13 @@ class M3D(nn.Module):
         """
         size = self._check_image(image)
         full = pad_to_multiple(image, self.factors(0), self.pad)
-        self._check_levels(working_sizes(_size(full), self.scales, [()] * len(self.levels)))
-        state = self._seed_state(self._pool(full, 0))
+        x, y, z = full.shape[2:]
+        self._check_levels(working_sizes((x, y, z), self.scales, [()] * len(self.levels)))
+        state = None
         for level in range(len(self.levels)):
-            if level > 0:
-                state = self._hand_over(state, full, level)
+            state = self._begin(level, full, state)
             state = self._run(level, state, seed=seed, first_sample=first_sample, keep_every=keep_every)
+        assert state is not None  # there is at least one level
         logits = self._logits(state)
         for axis, length in enumerate(size, start=2):
             logits = logits.narrow(axis, 0, length)
@@ -125,6 +136,7 @@ class M3D(nn.Module):
         seed: int | Tensor | None = None,
         generator: torch.Generator | None = None,
         keep_every: int = 1,
+        foreground: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Training pass: every level works on a patch cut at random inside the one before, or on all that is left.
 
@@ -133,10 +145,10 @@ class M3D(nn.Module):
             label: ``[B, C_out, X, Y, Z]``.
             generator: draws the offsets, per sample and axis; torch's default generator when None.
             seed, keep_every: as in :meth:`forward`.
+            foreground: probability that the patches of a sample all hold one voxel of its foreground, drawn at random.
 
         Returns:
-            Logits and label of the last patch, both ``[B, C_out, *patch]``. A patch holds whole cells of its level: one
-            that does not fill an axis leaves out a last cell that the volume's edge cuts.
+            Logits and label of the last patch, both ``[B, C_out, *patch]``.
         """
         size = self._check_image(image)
         expected = (image.shape[0], self.out_channels, *size)
@@ -144,59 +156,48 @@ class M3D(nn.Module):
             raise ValueError(f"label must have shape {expected}; got {tuple(label.shape)}")
         if generator is None:
             generator = torch.default_generator
-        full = pad_to_multiple(image, self.factors(0), self.pad)
-        label = pad_to_multiple(label, self.factors(0), self.pad)
-        patches = working_sizes(_size(full), self.scales, self.patches)
+        padded = (pad_to_multiple(volume, self.factors(0), self.pad) for volume in (image, label))
+        crops = NestedCrops(*padded, generator=generator, foreground=foreground)
+        patches = working_sizes(crops.size, self.scales, self.patches)
         self._check_levels(patches)
-        state = self._seed_state(self._pool(full, 0))
+        state = None
         for level, patch in enumerate(patches):
-            if level > 0:
-                state = self._hand_over(state, full, level)
-            if patch != _size(state, first_axis=1):
-                # One cell of this level is `factors` cells of the full volume: the next crop is taken inside this one.
-                factors = self.factors(level)
-                inside = region(_size(full), patch, factors)
-                offsets = draw_offsets(len(state), self._room(full, patch, level), patch, generator)
-                fine_offsets = [times(offset, factors) for offset in offsets]
-                state = crop(state, offsets, patch, first_axis=1)
-                full = crop(full, fine_offsets, inside, first_axis=2)
-                label = crop(label, fine_offsets, inside, first_axis=2)
+            offsets = crops.cut(patch, self.factors(level))
+            state = self._begin(level, crops.image, state, offsets)
             state = self._run(level, state, seed=seed, keep_every=keep_every)
-        return self._logits(state), label
+        assert state is not None  # there is at least one level
+        return self._logits(state), crops.label
 
     def _run(
         self, level: int, state: Tensor, *, seed: int | Tensor | None, keep_every: int, first_sample: int = 0
     ) -> Tensor:
         # Steps are numbered through all levels, so that no two of them share fire bits.
-        first_step = sum(self.steps[:level])
-        return self.levels[level](
-            state,
-            self.steps[level],
-            seed=seed,
-            first_step=first_step,
-            first_sample=first_sample,
-            keep_every=keep_every,
-        )
+        stream = {"seed": seed, "first_step": sum(self.steps[:level]), "keep_every": keep_every}
+        if self.ndim == 3:
+            return self.levels[level](state, self.steps[level], first_sample=first_sample, **stream)
+        batch, depth = state.shape[0], state.shape[3]
+        slices = state.movedim(3, 1).flatten(0, 1)  # [B * Z, X, Y, C]
+        slices = self.levels[level](slices, self.steps[level], first_sample=first_sample * depth, **stream)
+        return slices.unflatten(0, (batch, depth)).movedim(1, 3)
+
+    def _begin(self, level: int, full: Tensor, state: Tensor | None, offsets: list[Triple] | None = None) -> Tensor:
+        """The state a level starts with: the image of its resolution, and zeros or what the level before has left.
+
+        Args:
+            full: image at full resolution of the volume, or of the patches.
+            state: of the level before; None for level 0.
+            offsets: where the patches lie in the enlarged state, per sample; None takes all of it.
+        """
+        image = to_channels_last(pool_image(full, self.factors(level), self.pool))
+        if state is None:
+            return self._seed_state(image)
+        x, y, z = image.shape[1:4]
+        hidden = state[..., self.in_channels :]
+        return torch.cat([image, enlarge_state(hidden, self.scales[level - 1], (x, y, z), offsets)], dim=-1)
 
     def _seed_state(self, image: Tensor) -> Tensor:
         """Image channels first, everything else 0."""
-        state = to_channels_last(image)
-        return torch.cat([state, state.new_zeros((*state.shape[:4], self.channels - self.in_channels))], dim=-1)
-
-    def _hand_over(self, state: Tensor, full: Tensor, level: int) -> Tensor:
-        """Enlarge the state of ``level - 1`` and give it the image of ``level``; all other channels travel on."""
-        image = to_channels_last(self._pool(full, level))
-        enlarged = enlarge_state(state, self.scales[level - 1], _size(image, first_axis=1))
-        return torch.cat([image, enlarged[..., self.in_channels :]], dim=-1)
-
-    def _pool(self, full: Tensor, level: int) -> Tensor:
-        return pool_image(full, self.factors(level), self.pool)
-
-    def _room(self, full: Tensor, patch: Triple, level: int) -> Triple:
-        """Where a patch may lie: the cells that are whole; on an axis that it fills, all of them."""
-        whole = (n // f for n, f in zip(_size(full), self.factors(level), strict=True))
-        x, y, z = (max(w, p) for w, p in zip(whole, patch, strict=True))
-        return x, y, z
+        return torch.cat([image, image.new_zeros((*image.shape[:4], self.channels - self.in_channels))], dim=-1)
 
     def _logits(self, state: Tensor) -> Tensor:
         return to_channels_first(state[..., self.in_channels : self.in_channels + self.out_channels])
@@ -208,17 +209,5 @@ class M3D(nn.Module):
         return x, y, z
 
     def _check_levels(self, sizes: list[Triple]) -> None:
-        if self.padding != "reflect":
-            return
-        for level, (kernel, size) in enumerate(zip(self.kernel_sizes, sizes, strict=True)):
-            for axis, length in zip("XYZ", size, strict=True):
-                if length <= kernel // 2:
-                    raise ValueError(
-                        f"image is too small: level {level} has {length} cells on axis {axis}, and kernel {kernel} "
-                        f"with reflect padding needs at least {kernel // 2 + 1}; use a smaller kernel or fewer levels"
-                    )
-
-
-def _size(volume: Tensor, *, first_axis: int = 2) -> Triple:
-    x, y, z = volume.shape[first_axis : first_axis + 3]
-    return x, y, z
+        if self.padding == "reflect":
+            check_reflection(sizes, self.kernel_sizes, self.ndim)
