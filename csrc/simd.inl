@@ -203,7 +203,7 @@ static void outer_product(const Rows& a, const float* b, int64_t b_stride, int m
 }
 
 // total[n] += column sums of a[m][n]; four rows at a time, so that the additions do not wait for each other.
-static void add_column_sums(const float* a, int64_t stride, int m, int n, float* total) {
+static inline void add_column_sums(const float* a, int64_t stride, int m, int n, float* total) {
   for (int j = 0; j < n; j += kVL) {
     const float* column = a + j;
     vf sum = load(total + j);

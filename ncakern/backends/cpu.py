@@ -93,6 +93,21 @@ def choose_isa() -> str:
     return wanted
 
 
+def why_not_amx(dtype: str, spec: RolloutSpec) -> str | None:
+    """Why the forward pass of such a call does not take its products in bfloat16 on AMX tiles; None if it does."""
+    if dtype != "bfloat16":
+        return f"needs a state of dtype bfloat16; got {dtype}"
+    if spec.perception != "dense" or spec.norm != "none":
+        return f"needs dense perception and norm none; got {spec.perception} and {spec.norm}"
+    if read_env().cpu_precision == "ieee":
+        return "NCAKERN_CPU_PRECISION is ieee"
+    if choose_isa() != "avx512":
+        return f"needs the instruction set avx512; in use is {choose_isa()}"
+    if not _extension().has_amx():
+        return "needs a CPU with AMX and a Linux that lets processes use it"
+    return None
+
+
 def fwd(
     state: Tensor, *others: Tensor | None, steps: int, keep_every: int, keep: bool, **keywords: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,6 +115,7 @@ def fwd(
     spec: RolloutSpec = keywords["spec"]
     inputs = dict(zip(_INPUTS, (state, *others), strict=True))
     options = _options(state, others, steps=steps, keep_every=keep_every, **keywords)
+    options["use_amx"] = why_not_amx(options["storage"], spec) is None
     num_kept = max(0, -(-steps // keep_every) - 1) if keep else 0
     out, kept = state.new_empty(state.shape), state.new_empty((num_kept, *state.shape))
     stats = state.new_empty((0, 0, 0), dtype=torch.float64)
