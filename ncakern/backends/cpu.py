@@ -93,8 +93,13 @@ def choose_isa() -> str:
     return wanted
 
 
-def why_not_amx(dtype: str, spec: RolloutSpec) -> str | None:
-    """Why the forward pass of such a call does not take its products in bfloat16 on AMX tiles; None if it does."""
+def why_not_amx(dtype: str, spec: RolloutSpec, *, keep: bool = False) -> str | None:
+    """Why such a forward pass does not take its products in bfloat16 on AMX tiles; None if it does.
+
+    With ``keep`` it does not: gradients belong to the very numbers that the backward pass computes again, in float32.
+    """
+    if keep:
+        return "gradients may be asked for, and they take float32 products"
     if dtype != "bfloat16":
         return f"needs a state of dtype bfloat16; got {dtype}"
     if spec.perception != "dense" or spec.norm != "none":
@@ -115,7 +120,7 @@ def fwd(
     spec: RolloutSpec = keywords["spec"]
     inputs = dict(zip(_INPUTS, (state, *others), strict=True))
     options = _options(state, others, steps=steps, keep_every=keep_every, **keywords)
-    options["use_amx"] = why_not_amx(options["storage"], spec) is None
+    options["use_amx"] = why_not_amx(options["storage"], spec, keep=keep) is None
     num_kept = max(0, -(-steps // keep_every) - 1) if keep else 0
     out, kept = state.new_empty(state.shape), state.new_empty((num_kept, *state.shape))
     stats = state.new_empty((0, 0, 0), dtype=torch.float64)
