@@ -21,6 +21,7 @@ constexpr int kSmallBatch = 24, kLargeBatch = 96;  // firing cells per product; 
 constexpr int kMomentBatch = 96;                   // cells per update of the second moments
 constexpr int kFoldCells = 1024;                   // float32 sums run over at most about so many cells
 constexpr int kGroupCells = 1024;                  // cells whose fire bits are drawn at once
+constexpr int kFetchAhead = 24;                    // cells
 
 struct Grid {
   const RolloutArgs& args;
@@ -51,8 +52,8 @@ struct Grid {
     leaky = a.activation == Activation::kLeakyRelu, whole_fires = a.fire_threshold >= (uint64_t{1} << 32);
     groups = a.norm == Norm::kInstance ? B : 1;
     slots = groups > 1 || a.scale != nullptr ? B : 1;
-    const int64_t moment_bytes = int64_t{8} * (V + int64_t{V} * V);
-    const int wanted = int(std::clamp<int64_t>((int64_t{8} << 20) / moment_bytes, 16, 128));
+    const int64_t moment_bytes = int64_t{8} * (V + int64_t{V} * V);  // of a chunk, with a norm
+    const int wanted = has_norm ? int(std::clamp<int64_t>((int64_t{8} << 20) / moment_bytes, 16, 128)) : 512;
     // Not below 512 cells either: shorter pieces leave products and fire bits half empty.
     chunks_per_sample = int(std::clamp<int64_t>(cells / 512, 1, std::min<int64_t>(plane, std::max(1, wanted / B))));
     chunks = B * chunks_per_sample;
@@ -228,12 +229,19 @@ struct Grid {
   uint32_t global_row(int64_t row) const {
     return uint32_t((args.origin[0] + row % plane / H) * args.extent[1] + args.origin[1] + row % H);
   }
-  int list_firing(const uint8_t* fire, int* firing) const {
+  // The firing cells of `count` rows: where they lie in an array of cells and in a padded state, in cells from the
+  // first. Behind them follow kFetchAhead more entries that may be read.
+  int list_firing(const uint8_t* fire, int count, int* cells_at, int* padded_at) const {
+    const int width = W;
     int n = 0;
-    for (int w = 0; w < W; ++w) {
-      firing[n] = w;
-      n += fire[w];
-    }
+    for (int r = 0; r < count; ++r)
+      for (int w = 0; w < width; ++w) {
+        cells_at[n] = r * width + w;
+        padded_at[n] = r * (width + 2 * pw) + w;
+        n += fire[r * width + w];
+      }
+    std::fill(cells_at + n, cells_at + n + kFetchAhead, 0);
+    std::fill(padded_at + n, padded_at + n + kFetchAhead, 0);
     return n;
   }
 };

@@ -65,6 +65,20 @@ def load_model(name_or_path: str | Path) -> tuple[M3D, config.Config, dict[str, 
     return model, cfg, metadata
 
 
+def add_metadata(path: str | Path, extra: Mapping[str, str]) -> None:
+    """Add entries to the metadata of a checkpoint, replacing equal names; the tensors keep their bits.
+
+    Raises:
+        ValueError: as :func:`load_model`.
+    """
+    path = Path(path)
+    metadata = load_model(path)[2]
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata=metadata | dict(extra)))
+
+
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write the resumable state of a run: tensors, numbers and texts in dictionaries and lists."""
     with files.replacing(path) as temporary:

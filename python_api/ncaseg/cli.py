@@ -1,6 +1,7 @@
 """The command line `ncaseg`: arguments and exit codes only; each verb loads what it needs when it runs.
 
-Exit codes: 0 done, 2 usage (arguments, recipe, model name), 3 data, 4 environment (a package, the disk, a build).
+Exit codes: 0 done, 2 usage (arguments, recipe, model name), 3 data (or `qc` flags a case), 4 environment (a package,
+the disk, a build).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides:
         args.overrides = [*args.overrides, *overrides]
     try:
-        args.run(args)
+        code = args.run(args)
     except UsageError as error:
         return _fail(error, EXIT_USAGE, args.debug)
     except DATA_ERRORS as error:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nncaseg: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
+    return 0 if code is None else code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,6 +71,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(add("train", _train, "Train a recipe on a folder of volumes; goes on where RUN stopped."))
     _add_predict(add("predict", _predict, "Segment a NIfTI file or a folder of them; geometry is kept."))
     _add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
+    _add_qc(add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if there is one."))
+    _add_reproduce(
+        add("reproduce", _reproduce, "Write the tables of a paper with the numbers of finished runs beside.")
+    )
     demo = add("demo", _demo, "Train on synthetic volumes, segment one and draw it: no download, a few minutes.")
     demo.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for everything it writes")
     add("doctor", _doctor, "Say what is installed, which backend will run and how fast it is.")
@@ -99,6 +104,12 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
     verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case here")
     verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of a run; only its --subset is scored")
+    verb.add_argument(
+        "--compare",
+        type=_positive,
+        metavar="N",
+        help="also score an ensemble of N (1: a single run), and say what --samples gains over it",
+    )
     verb.add_argument("--subset", choices=("validation", "train"), default="validation", help="default: %(default)s")
     verb.add_argument(
         "--empty",
@@ -106,6 +117,43 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
         default="one",
         help="score where neither prediction nor label has a cell (default: %(default)s)",
     )
+
+
+def _add_qc(verb: argparse.ArgumentParser) -> None:
+    _add_model(verb)
+    verb.add_argument(
+        "input", type=Path, nargs="?", metavar="INPUT", help="a NIfTI file or a folder of them to inspect"
+    )
+    verb.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="CSV", help="one row per case; a .json beside it"
+    )
+    _add_ensemble(verb, default=None)
+    verb.add_argument(
+        "--threshold", type=float, metavar="T", help="flag cases whose NQM is above (default: calibrated)"
+    )
+    verb.add_argument("--calibrate", type=Path, metavar="DATA", help="fit T on the training cases of --split in DATA")
+    verb.add_argument("--evaluate", type=Path, metavar="DATA", help="count found failures on its validation cases")
+    verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of the run, for the two above")
+    verb.add_argument("--target", type=float, default=0.8, metavar="DICE", help="a failure is below (default: 0.8)")
+    metrics = ("hard_dice", "soft_dice")
+    verb.add_argument(
+        "--metric", choices=metrics, default=metrics[0], help="the Dice of the target (default: hard_dice)"
+    )
+    verb.add_argument("--inverse", action="store_true", help="regress NQM on Dice instead of Dice on NQM")
+    verb.add_argument("--renormalise", action="store_true", help="bring images with artefacts back to [0, 1]")
+    verb.add_argument(
+        "--maps", type=Path, metavar="DIR", help="write variance maps (NIfTI) of the inspected cases here"
+    )
+    verb.add_argument("--png", action="store_true", help="with --maps, also draw overlays and triptychs there")
+    verb.add_argument("--store", action="store_true", help="keep the fitted threshold in the checkpoint")
+
+
+def _add_reproduce(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("paper", metavar="PAPER", help="m3d, or a .toml file of that form")
+    verb.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the tables and runs/")
+    verb.add_argument("--runs", type=Path, nargs="+", default=[], metavar="DIR", help="more folders of finished runs")
+    verb.add_argument("--train", action="store_true", help="first train, score and inspect what the plan lacks (hours)")
+    verb.add_argument("--data", type=Path, metavar="DIR", help="the dataset, e.g. Task04_Hippocampus; its name counts")
 
 
 def _add_model(verb: argparse.ArgumentParser) -> None:
@@ -122,6 +170,12 @@ def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None
     shown = "ensemble size (default: " + ("the model's own)" if default is None else f"{default})")
     verb.add_argument("--samples", type=_positive, default=default, metavar="N", help=shown)
     verb.add_argument("--seed", type=int, metavar="S", help="random seed (default: the model's own)")
+    verb.add_argument(
+        "--rule",
+        choices=("mean-logit", "mean-probability", "median"),
+        default="mean-logit",
+        help="how the runs become one (default: %(default)s; the median needs memory for all of them)",
+    )
 
 
 def _positive(text: str) -> int:
@@ -137,7 +191,7 @@ def _train(args: argparse.Namespace) -> None:
 
     with _usage_errors():
         cfg = load_recipe(args.recipe, args.overrides)
-    from ncaseg.report import draw_loss_curve
+    from ncaseg.charts import draw_loss_curve
     from ncaseg.train import train
 
     data = args.data if args.images is None else _list_pairs(args.images, args.labels, args.out)
@@ -152,7 +206,7 @@ def _predict(args: argparse.Namespace) -> None:
 
     model, cfg = _load_model(args.model)
     options = {"samples": args.samples, "seed": args.seed, "png": args.png, "overwrite": args.overwrite}
-    written = predict_path((model, cfg), args.input, args.out, **options)
+    written = predict_path((model, cfg), args.input, args.out, rule=args.rule, **options)
     print(f"wrote {len(written)} segmentation{'s' * (len(written) != 1)} to {args.out}")
     _next(f"ncaseg evaluate {args.model} --images DIR --labels DIR --json scores.json")
 
@@ -166,7 +220,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.split is not None:
         cases = evaluate.restrict(cases, args.split, args.subset)
     seed = cfg.predict.seed if args.seed is None else args.seed
-    scores = evaluate.score_cases(model, cfg, cases, name=args.model, samples=args.samples, seed=seed, empty=args.empty)
+    options = {"name": args.model, "seed": seed, "empty": args.empty, "rule": args.rule}
+    scores = evaluate.score_cases(model, cfg, cases, samples=args.samples, **options)
+    if args.compare is not None:
+        other = evaluate.score_cases(model, cfg, cases, samples=args.compare, **options)
+        scores["comparison"] = evaluate.compare_samples(scores, other)
     print(evaluate.format_table(scores))
     if args.json is not None:
         evaluate.write_json(scores, args.json)
@@ -175,6 +233,82 @@ def _evaluate(args: argparse.Namespace) -> None:
     worst = min(scores["cases"], key=lambda case: math.inf if case["hard_dice"] is None else case["hard_dice"])
     image = next(case.image for case in cases if case.id == worst["id"])
     _next(f"ncaseg predict {args.model} {image} -o lowest.nii.gz --png   # the case with the lowest score")
+
+
+def _qc(args: argparse.Namespace) -> int | None:
+    _check_qc(args)
+    import json
+
+    from ncaseg import checkpoint, evaluate, qc
+    from ncaseg.measure import Ensemble
+    from ncaseg.predict import list_inputs
+
+    model, cfg, metadata = _load_checkpoint(args.model)
+    samples = cfg.predict.samples if args.samples is None else args.samples
+    seed = cfg.predict.seed if args.seed is None else args.seed
+    calibration, evaluation = (
+        () if data is None else evaluate.restrict(evaluate.find_labelled_cases(data=data), args.split, subset)
+        for data, subset in ((args.calibrate, "train"), (args.evaluate, "validation"))
+    )
+    options = {name: getattr(args, name) for name in ("threshold", "metric", "target", "inverse", "maps", "png")}
+    result = qc.run_qc(
+        Ensemble(model, cfg, samples, seed, args.rule, args.renormalise),
+        args.out,
+        cases=() if args.input is None else list_inputs(args.input),
+        calibration_cases=calibration,
+        evaluation_cases=evaluation,
+        stored=json.loads(metadata["quality"]) if "quality" in metadata else None,
+        **options,
+    )
+    if args.store:
+        checkpoint.add_metadata(args.model, {"quality": json.dumps(qc.to_store(result.report))})
+    print(qc.format_result(result))
+    if result.threshold is None:
+        _next(f"ncaseg qc {args.model} {args.input} -o {args.out} --calibrate DATA --split RUN/split.json")
+    elif not result.rows:
+        _next(f"ncaseg qc {args.model} DIR -o new.csv --threshold {result.threshold:.6g}")
+    else:
+        worst = max(result.rows, key=lambda row: row.nqm)
+        _next(f"ncaseg predict {args.model} {worst.image} -o doubtful.nii.gz --png   # the case with the highest NQM")
+    return EXIT_DATA if result.flagged else None
+
+
+def _check_qc(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".csv":
+        raise UsageError(f"--out must be a file ending in .csv; got {args.out}")
+    if args.input is None and args.calibrate is None and args.evaluate is None:
+        raise UsageError("give INPUT to inspect, or --calibrate or --evaluate a dataset")
+    if (args.calibrate is not None or args.evaluate is not None) and args.split is None:
+        raise UsageError("--calibrate and --evaluate need --split FILE, the split.json of the model's run")
+    if args.calibrate is not None and args.threshold is not None:
+        raise UsageError("--calibrate finds a threshold; leave out --threshold")
+    if args.store and (args.calibrate is None or not Path(args.model).is_file()):
+        raise UsageError("--store goes with --calibrate and a checkpoint file")
+    if args.png and args.maps is None:
+        raise UsageError("--png goes with --maps DIR")
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    from ncaseg.paper import load_paper
+
+    if args.train and args.data is None:
+        raise UsageError("--train needs --data DIR, the dataset to train on")
+    with _usage_errors():
+        paper = load_paper(args.paper)
+    from ncaseg import reproduce, runs
+
+    if args.train:
+        reproduce.run_missing(paper, args.data, args.out)
+    own = [args.out / "runs"] if (args.out / "runs").is_dir() else []
+    finished = runs.find_runs([*own, *args.runs])
+    written = reproduce.write_tables(paper, finished, args.out, Path(args.paper).stem)
+    print(f"wrote {', '.join(map(str, written))} from {len(finished)} finished runs")
+    missing = [] if args.data is None else reproduce.missing_runs(paper, args.data, finished)
+    if missing:
+        print(f"not run yet: {', '.join(missing)}")
+        _next(
+            f"ncaseg reproduce {args.paper} -o {args.out} --data {args.data} --train   # takes hours; can be repeated"
+        )
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -214,11 +348,14 @@ def _check_pairs(args: argparse.Namespace) -> None:
 
 
 def _load_model(name: str):
+    return _load_checkpoint(name)[:2]
+
+
+def _load_checkpoint(name: str):
     from ncaseg.checkpoint import load_model
 
     with _usage_errors():
-        model, cfg, _ = load_model(name)
-    return model, cfg
+        return load_model(name)
 
 
 @contextmanager

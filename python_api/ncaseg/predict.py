@@ -18,6 +18,7 @@ from ncaseg.checkpoint import load_model
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import SUFFIXES, Case, case_id, find_cases
+from ncaseg.ensemble import DEFAULT_RULE, Combined, combine
 from ncaseg.files import replacing
 from ncaseg.models.segmenter import M3D
 
@@ -25,11 +26,18 @@ MEMBER_BUDGET_BYTES = 512 * 2**20  # of states and hidden values that run at onc
 
 
 def predict_case(
-    model: M3D, volume: Volume, cfg: Config, samples: int, seed: int, *, with_variance: bool = False
+    model: M3D,
+    volume: Volume,
+    cfg: Config,
+    samples: int,
+    seed: int,
+    *,
+    with_variance: bool = False,
+    rule: str = DEFAULT_RULE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Segments one volume by an ensemble of `samples` stochastic rollouts (M3D-NCA's pseudo-ensemble).
 
-    The logits are averaged over the members; a sigmoid gives the probabilities, and a channel claims the cells above
+    The members are combined by `rule`, and a channel claims the cells whose probability is above
     `cfg.predict.threshold` (0.5). Member i draws its fire bits from (seed, sample i), so it is the same alone and among
     others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a time.
 
@@ -40,6 +48,7 @@ def predict_case(
         samples: members of the ensemble, at least 1.
         seed: names the random stream.
         with_variance: also return the variance over the members.
+        rule: how members become one, see `ncaseg.ensemble.combine`.
 
     Returns:
         probabilities: `[C_out, *S]` float32 on the native grid.
@@ -51,22 +60,26 @@ def predict_case(
     Raises:
         ValueError: `samples` is below 1, or the volume does not fit the model.
     """
+    combined = run_ensemble(model, volume, cfg, samples, seed, rule=rule, with_spread=with_variance)
+    variance = None if combined.variance is None else combined.variance.mean(0)
+    return combined.probabilities, labels_of(combined.probabilities, cfg), variance
+
+
+def run_ensemble(
+    model: M3D,
+    volume: Volume,
+    cfg: Config,
+    samples: int,
+    seed: int,
+    *,
+    rule: str = DEFAULT_RULE,
+    with_spread: bool = False,
+) -> Combined:
+    """The combined members of `predict_case` per output channel, on the native grid; arguments and errors as there."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
-    shape = (cfg.model.out_channels, *volume.native_size)
-    logit_sum = torch.zeros(shape)
-    # Running mean and sum of squared deviations (Welford): no large numbers that cancel.
-    mean, deviations = torch.zeros(shape), torch.zeros(shape)
-    for count, logits in enumerate(_member_logits(model, volume, cfg, samples, seed), start=1):
-        logit_sum += logits
-        if with_variance:
-            probability = torch.sigmoid(logits)
-            before = probability - mean
-            mean += before / count
-            deviations += before * (probability - mean)
-    probabilities = torch.sigmoid(logit_sum / samples).numpy()
-    variance = (deviations / samples).mean(0).numpy() if with_variance else None
-    return probabilities, labels_of(probabilities, cfg), variance
+    members = (logits.numpy() for logits in _member_logits(model, volume, cfg, samples, seed))
+    return combine(members, rule=rule, with_spread=with_spread)
 
 
 def labels_of(probabilities: np.ndarray, cfg: Config) -> np.ndarray:
@@ -88,6 +101,7 @@ def predict_path(
     *,
     samples: int | None = None,
     seed: int | None = None,
+    rule: str = DEFAULT_RULE,
     png: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
@@ -102,6 +116,7 @@ def predict_path(
             already has its output is skipped, so that an interrupted run can be repeated.
         samples: members of the ensemble; None takes the recipe's.
         seed: names the random stream; None takes the recipe's.
+        rule: how members become one, see `ncaseg.ensemble.combine`.
         png: also write `<id>_overlay.png` and `<id>_variance.png` beside each segmentation.
         overwrite: redo the cases of a folder that already have an output.
 
@@ -127,29 +142,55 @@ def predict_path(
         todo = waiting
     for case, target in tqdm(todo, desc="predict", unit="case", disable=None):
         volume = load_case(case, cfg.data)
-        _, labels, variance = predict_case(loaded, volume, cfg, samples, seed, with_variance=png)
+        _, labels, variance = predict_case(loaded, volume, cfg, samples, seed, with_variance=png, rule=rule)
         save_labels(target, labels, volume)
         if variance is not None:
-            _draw(target, labels, variance, volume)
+            draw_case(target, labels, variance, volume)
     return [target for _, target in todo]
 
 
+def list_inputs(source: Path) -> list[Case]:
+    """The NIfTI file, or every NIfTI file of the folder, as cases without labels.
+
+    Raises:
+        FileNotFoundError: there is no such file, or none in the folder.
+    """
+    if source.is_dir():
+        return find_cases(images=source)
+    if not source.is_file():
+        raise FileNotFoundError(f"input must be a NIfTI file or a folder of them; {source} does not exist")
+    return [Case(id=case_id(source), image=source, label=None)]
+
+
 def save_labels(path: str | Path, labels: np.ndarray, volume: Volume) -> None:
-    """Writes labels `[*S]` as uint8 NIfTI with the affine and header of `volume`.
+    """Writes labels `[*S]` as uint8 NIfTI with the affine and header of `volume`; see `save_map`."""
+    save_map(path, labels.astype(np.uint8, copy=False), volume)
+
+
+def save_map(path: str | Path, voxels: np.ndarray, volume: Volume) -> None:
+    """Writes `[*S]` on the native grid as NIfTI of its own dtype with the affine and header of `volume`.
 
     The display range, which describes the intensities of the scan, is reset.
     """
     header = volume.header.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(voxels.dtype)
     header["cal_min"] = header["cal_max"] = 0
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     with replacing(path) as temporary:
-        nib.save(kind(labels.astype(np.uint8, copy=False), volume.affine, header), temporary)
+        nib.save(kind(voxels, volume.affine, header), temporary)
 
 
 def native_image(volume: Volume) -> np.ndarray:
     """The first image channel `[*S]` on the native grid, for pictures."""
     return volume.image[0][tuple(slice(n) for n in volume.native_size)]
+
+
+def draw_case(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Volume) -> None:
+    """Draws `<id>_overlay.png` and `<id>_variance.png` beside the segmentation `target`."""
+    image = native_image(volume)
+    stem = target.parent / case_id(target)
+    report.draw_overlay(f"{stem}_overlay.png", image, labels, spacing_mm=volume.spacing_mm)
+    report.draw_triptych(f"{stem}_variance.png", image, labels, variance, spacing_mm=volume.spacing_mm)
 
 
 def _member_logits(model: M3D, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[torch.Tensor]:
@@ -178,18 +219,9 @@ def _with_own_statistics(model: M3D) -> M3D:
 
 def _targets(source: Path, out: Path) -> list[tuple[Case, Path]]:
     """Pairs every input with the file that its labels go to."""
+    cases = list_inputs(source)
     if source.is_dir():
         if out.is_file() or out.name.endswith(SUFFIXES):
             raise ValueError(f"out must be a folder when the input is one; got {out}")
-        return [(case, out / case.image.name) for case in find_cases(images=source)]
-    if not source.is_file():
-        raise FileNotFoundError(f"input must be a NIfTI file or a folder of them; {source} does not exist")
-    case = Case(id=case_id(source), image=source, label=None)
-    return [(case, out if out.name.endswith(SUFFIXES) else out / source.name)]
-
-
-def _draw(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Volume) -> None:
-    image = native_image(volume)
-    stem = target.parent / case_id(target)
-    report.draw_overlay(f"{stem}_overlay.png", image, labels, spacing_mm=volume.spacing_mm)
-    report.draw_triptych(f"{stem}_variance.png", image, labels, variance, spacing_mm=volume.spacing_mm)
+        return [(case, out / case.image.name) for case in cases]
+    return [(cases[0], out if out.name.endswith(SUFFIXES) else out / source.name)]

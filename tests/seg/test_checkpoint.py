@@ -111,3 +111,13 @@ def test_state_comes_back(tmp_path):
     loaded = checkpoint.load_state(tmp_path / "s.pt")
     assert loaded["step"] == 3 and torch.equal(loaded["model"]["w"], torch.arange(3.0))
     assert loaded["optimizer"] == state["optimizer"]
+
+
+def test_added_metadata_leave_the_rest_alone(path, model):
+    before = checkpoint.load_model(path)[2]
+    checkpoint.add_metadata(path, {"quality": "0.2", "step": "8"})
+    loaded, cfg, after = checkpoint.load_model(path)
+    assert after == before | {"quality": "0.2", "step": "8"}
+    assert cfg == CFG
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
