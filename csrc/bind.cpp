@@ -11,6 +11,7 @@
 #include <string>
 
 #include "nca.h"
+#include "peak.h"
 #include "storage.h"
 
 namespace py = pybind11;
@@ -185,4 +186,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("bwd", &bwd, py::arg("arrays"), py::arg("options"));
   module.def("variants", &list_variants);
   module.def("has_amx", &amx::supported);
+  module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("rounds"), py::call_guard<py::gil_scoped_release>());
 }

@@ -6,7 +6,7 @@ struct AmxScratch {
   bf16** targets;           // [kAmxBatch]
   const bf16** tap_rows;    // [taps of D and H]
   uint8_t* fire;            // [rows of a group][W]
-  int* firing;              // [W]
+  int *firing, *ignored;    // [W] and kFetchAhead more, see list_firing
   int n;                    // gathered cells
 };
 
@@ -41,7 +41,8 @@ struct AmxRollout : Grid {
                     take<bf16*>(kAmxBatch),
                     take<const bf16*>(tap_count),
                     take<uint8_t>(int64_t{rows_per_group()} * W),
-                    take<int>(W),
+                    take<int>(W + kFetchAhead),
+                    take<int>(W + kFetchAhead),
                     0};
   }
 
@@ -130,7 +131,7 @@ struct AmxRollout : Grid {
         const int64_t row = first + i;
         std::memcpy(cell(next, row, 0), cell(current, row, 0), sizeof(bf16) * W * Cp);
         find_tap_rows(source, row, s.tap_rows);
-        const int firing = list_firing(s.fire + int64_t{i} * W, s.firing);
+        const int firing = list_firing(s.fire + int64_t{i} * W, 1, s.firing, s.ignored);
         for (int q = 0; q < firing; ++q) {
           gather(s, s.firing[q], cell(source, row, s.firing[q]), cell(next, row, s.firing[q]));
           if (s.n == kAmxBatch) flush(s, slot);
