@@ -10,7 +10,7 @@ struct AmxScratch {
   int n;                    // gathered cells
 };
 
-constexpr int kAmxBatch = 128;  // a multiple of kBlock
+constexpr int kAmxBatch = kBlock;  // weights stream from L2 all the same, and what is gathered stays in L1
 
 struct AmxRollout : Grid {
   TileMatrix perceive, out;  // [taps*kw*Cp][F*Cp], [h][Cp]
@@ -79,18 +79,18 @@ struct AmxRollout : Grid {
   void load_bits(const void* from, bf16* state) const {
     const bf16* values = static_cast<const bf16*>(from);
     for_rows([&](int64_t row) {
-      for (int w = 0; w < W; ++w) {
+      if (C == Cp) std::memcpy(cell(state, row, 0), values + row * W * C, sizeof(bf16) * W * C);
+      for (int w = 0; C != Cp && w < W; ++w) {
         std::memcpy(cell(state, row, w), values + (row * W + w) * C, sizeof(bf16) * C);
         std::fill(cell(state, row, w) + C, cell(state, row, w) + Cp, bf16{0});
       }
       fill_halo(state, row);
     });
   }
-  void store_bits(const bf16* state, void* to, int64_t offset) const {
-    bf16* values = static_cast<bf16*>(to) + offset;
+  void store_bits(const bf16* state, void* to) const {
+    bf16* values = static_cast<bf16*>(to);
     for_rows([&](int64_t row) {
-      for (int w = 0; w < W; ++w)
-        std::memcpy(values + (row * W + w) * C, cell(state, row, w), sizeof(bf16) * C);
+      for (int w = 0; w < W; ++w) std::memcpy(values + (row * W + w) * C, cell(state, row, w), sizeof(bf16) * C);
     });
   }
 
@@ -120,8 +120,17 @@ struct AmxRollout : Grid {
   }
   void flush(AmxScratch& s, int slot) const { leaky ? update_batch<true>(s, slot) : update_batch<false>(s, slot); }
 
+  // Where a step writes: into a padded state, or where rows follow each other, into the result.
+  struct Rows {
+    bf16* cells;
+    int64_t stride;
+    bool has_halo;
+  };
+  Rows padded_rows(bf16* state) const { return {cell(state, 0, 0), row_floats, true}; }
+  Rows unpadded_rows(void* state) const { return {static_cast<bf16*>(state), int64_t{W} * C, false}; }
+
   // One step of this thread's rows: next = current + fire * d(source).
-  void update_rows(AmxScratch& s, int step, const bf16* source, const bf16* current, bf16* next) const {
+  void update_rows(AmxScratch& s, int step, const bf16* source, const bf16* current, const Rows& next) const {
     int gathered_slot = 0;
     for_groups([&](int64_t first, int count, int slot) {
       if (slot != gathered_slot) flush(s, gathered_slot);
@@ -129,17 +138,18 @@ struct AmxRollout : Grid {
       draw_fire(first, count, step, s.fire);
       for (int i = 0; i < count; ++i) {
         const int64_t row = first + i;
-        std::memcpy(cell(next, row, 0), cell(current, row, 0), sizeof(bf16) * W * Cp);
+        bf16* target = next.cells + row * next.stride;
+        std::memcpy(target, cell(current, row, 0), sizeof(bf16) * W * Cp);
         find_tap_rows(source, row, s.tap_rows);
         const int firing = list_firing(s.fire + int64_t{i} * W, 1, s.firing, s.ignored);
         for (int q = 0; q < firing; ++q) {
-          gather(s, s.firing[q], cell(source, row, s.firing[q]), cell(next, row, s.firing[q]));
+          gather(s, s.firing[q], cell(source, row, s.firing[q]), target + int64_t{s.firing[q]} * Cp);
           if (s.n == kAmxBatch) flush(s, slot);
         }
       }
     });
     flush(s, gathered_slot);
-    for_rows([&](int64_t row) { fill_halo(next, row); });
+    if (next.has_halo) for_rows([&](int64_t row) { fill_halo(next.cells - int64_t{pw} * Cp, row); });
   }
 };
 
@@ -149,7 +159,7 @@ static void rollout_amx(const ForwardArgs& args) {
     AmxRollout e(args, workspace);
     bf16 *current = e.take<bf16>(e.state_floats), *next = e.take<bf16>(e.state_floats);
     bf16* source = args.perceive_from != nullptr ? e.take<bf16>(e.state_floats) : nullptr;
-    const int64_t state_values = e.rows * e.W * e.C;
+    const bool writes_result = e.C == e.Cp;  // the last step, without another copy
 
 #pragma omp parallel num_threads(args.threads)
     {
@@ -161,13 +171,13 @@ static void rollout_amx(const ForwardArgs& args) {
       if (source != nullptr) e.load_bits(args.perceive_from, source);
 #pragma omp barrier
       for (int step = 0; step < args.steps; ++step) {
-        e.update_rows(s, step, source != nullptr ? source : from, from, to);
-        if (args.kept != nullptr && (step + 1) % args.keep_every == 0 && step + 1 < args.steps)
-          e.store_bits(to, args.kept, ((step + 1) / args.keep_every - 1) * state_values);
+        const bool is_last = writes_result && step + 1 == args.steps;
+        e.update_rows(s, step, source != nullptr ? source : from, from,
+                      is_last ? e.unpadded_rows(args.out) : e.padded_rows(to));
         std::swap(from, to);
 #pragma omp barrier
       }
-      e.store_bits(from, args.out, 0);
+      if (!writes_result) e.store_bits(from, args.out);
       release_tiles();
     }
   }
