@@ -37,6 +37,15 @@ const Variant& find_variant(const std::string& name) {
   throw py::value_error("this build has no instruction set '" + name + "'");
 }
 
+using Forward = void (*)(const ForwardArgs&);
+
+Forward find_amx(const RolloutArgs& args) {
+  if (!amx::supported()) throw py::value_error("this machine has no AMX tiles for bfloat16");
+  if (args.storage != Storage::kBFloat16 || args.perception != Perception::kDense || args.norm != Norm::kNone)
+    throw py::value_error("AMX tiles compute dense perception without norm on a bfloat16 state only");
+  return amx::fwd;
+}
+
 // Reads the arrays of one call by name.
 class Arrays {
  public:
@@ -132,9 +141,10 @@ void fwd(const py::dict& tensors, const py::dict& options) {
   ForwardArgs args{};
   const Sizes sizes = read(arrays, options, &args);
   args.out = arrays.get("out", sizes.state, storage_bytes(args.storage));
-  const Variant& variant = find_variant(py::cast<std::string>(options["isa"]));
+  const auto compute = py::cast<bool>(options["use_amx"]) ? find_amx(args)
+                                                          : find_variant(py::cast<std::string>(options["isa"])).fwd;
   const py::gil_scoped_release unlocked;
-  variant.fwd(args);
+  compute(args);
 }
 
 void bwd(const py::dict& tensors, const py::dict& options) {
@@ -175,5 +185,6 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("fwd", &fwd, py::arg("arrays"), py::arg("options"));
   module.def("bwd", &bwd, py::arg("arrays"), py::arg("options"));
   module.def("variants", &list_variants);
+  module.def("has_amx", &amx::supported);
   module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("rounds"), py::call_guard<py::gil_scoped_release>());
 }

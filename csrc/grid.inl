@@ -123,14 +123,18 @@ struct Grid {
 
   // ---- padded states -----------------------------------------------------------------------------------
 
-  float* cell(float* state, int64_t row, int w) const { return state + row * row_floats + int64_t{w + pw} * Cp; }
-  const float* cell(const float* state, int64_t row, int w) const { return cell(const_cast<float*>(state), row, w); }
+  // T: float, or how the values of a state are stored.
+  template <class T>
+  T* cell(T* state, int64_t row, int w) const {
+    return state + row * row_floats + int64_t{w + pw} * Cp;
+  }
 
-  void fill_halo(float* state, int64_t row) const {
+  template <class T>
+  void fill_halo(T* state, int64_t row) const {
     for (int i = 1; i <= pw; ++i)
       for (int w : {-i, W - 1 + i}) {
         if (map_w[w] < 0)
-          std::memset(cell(state, row, w), 0, sizeof(float) * Cp);
+          std::memset(cell(state, row, w), 0, sizeof(T) * Cp);
         else
           copy(cell(state, row, map_w[w]), cell(state, row, w), Cp);
       }
@@ -160,13 +164,14 @@ struct Grid {
   }
 
   // Leftmost taps of the row's first cell, for every (D, H) offset of the filter.
-  void find_tap_rows(const float* state, int64_t row, const float** taps) const {
+  template <class T>
+  void find_tap_rows(const T* state, int64_t row, const T** taps) const {
     const int64_t sample = row / plane;
     const int d = int(row % plane / H), y = int(row % H);
     for (int i = -pd; i <= pd; ++i)
       for (int j = -ph; j <= ph; ++j) {
         const int dd = map_d[d + i], yy = map_h[y + j];
-        *taps++ = dd < 0 || yy < 0 ? zero_row : state + ((sample * D + dd) * H + yy) * row_floats;
+        *taps++ = dd < 0 || yy < 0 ? (const T*)zero_row : state + ((sample * D + dd) * H + yy) * row_floats;
       }
   }
 

@@ -44,7 +44,7 @@ NCA_INLINE void depthwise_cell(const float* const* rows, int tap_rows, int taps,
 
 template <int n>
 using Cells = std::integral_constant<int, n>;
-constexpr int kConvCells = kRegisters == 32 ? 16 : 8;
+constexpr int kConvCells = kRegisters == 32 ? (kVL == 4 ? 12 : 16) : 8;
 
 struct DepthwiseRow {
   const float* const* rows;  // [tap_rows], leftmost tap of the first cell

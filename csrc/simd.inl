@@ -19,6 +19,11 @@ NCA_INLINE vf in_register(vf v) {
   __asm__("" : "+v"(v));
   return v;
 }
+#elif defined(__aarch64__)
+NCA_INLINE vf in_register(vf v) {
+  __asm__("" : "+w"(v));
+  return v;
+}
 #else
 NCA_INLINE vf in_register(vf v) { return v; }
 #endif
@@ -121,8 +126,13 @@ NCA_INLINE void product_tile(const Rows& a, const float* b, int64_t b_stride, in
     }
 }
 
-// Rows per tile for NV vectors of columns: as many accumulators as the registers hold, at least 8 chains.
-constexpr int tile_rows(int NV) { return NV == 4 ? 6 : NV == 2 ? (kRegisters == 32 ? 12 : 6) : 12; }
+// Rows per tile for NV vectors of columns: as many accumulators as the registers hold, at least 8 chains. NEON keeps the
+// factors of all rows in registers too (it multiplies by one element of a vector), so its tiles are lower.
+constexpr bool kByElement = kRegisters == 32 && kVL == 4;
+constexpr int tile_rows(int NV) {
+  if (NV == 1) return 12;
+  return kByElement ? (NV == 4 ? 4 : 6) : NV == 4 || kRegisters < 32 ? 6 : 12;
+}
 constexpr int kWideColumns = kRegisters == 32 ? 4 : 2;
 constexpr int kRowGranule = 12;  // every tile_rows divides it; buffers have a multiple of it in rows
 
@@ -203,7 +213,7 @@ static void outer_product(const Rows& a, const float* b, int64_t b_stride, int m
 }
 
 // total[n] += column sums of a[m][n]; four rows at a time, so that the additions do not wait for each other.
-static void add_column_sums(const float* a, int64_t stride, int m, int n, float* total) {
+static inline void add_column_sums(const float* a, int64_t stride, int m, int n, float* total) {
   for (int j = 0; j < n; j += kVL) {
     const float* column = a + j;
     vf sum = load(total + j);

@@ -10,6 +10,11 @@ from typing import NamedTuple
 VARIABLES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "NCAKERN_BACKEND": ("auto", ("auto", "triton", "cpu", "reference"), "what backend='auto' means"),
     "NCAKERN_ISA": ("auto", ("auto", "scalar", "avx2", "avx512", "neon"), "instruction set of the cpu backend"),
+    "NCAKERN_CPU_PRECISION": (
+        "auto",
+        ("auto", "ieee"),
+        "products of the cpu backend; auto: with a bfloat16 state bfloat16 where there is AMX; ieee: float32",
+    ),
     "NCAKERN_TRITON_PRECISION": (
         "auto",
         ("auto", "tf32x3", "tf32", "ieee"),
@@ -29,6 +34,7 @@ class Env(NamedTuple):
 
     backend: str
     isa: str
+    cpu_precision: str
     triton_precision: str
     cuda_graphs: bool
     strict: bool
@@ -49,6 +55,7 @@ def read_env(environ: Mapping[str, str] | None = None) -> Env:
     return Env(
         backend=values["NCAKERN_BACKEND"],
         isa=values["NCAKERN_ISA"],
+        cpu_precision=values["NCAKERN_CPU_PRECISION"],
         triton_precision=values["NCAKERN_TRITON_PRECISION"],
         cuda_graphs=values["NCAKERN_CUDA_GRAPHS"] == "1",
         strict=values["NCAKERN_STRICT"] == "1",

@@ -52,6 +52,26 @@ def choose_isa() -> str:
     return wanted
 
 
+def why_not_amx(dtype: str, spec: RolloutSpec, *, keep: bool = False) -> str | None:
+    """Why such a forward pass does not take its products in bfloat16 on AMX tiles; None if it does.
+
+    With ``keep`` it does not: gradients belong to the very numbers that the backward pass computes again, in float32.
+    """
+    if keep:
+        return "gradients may be asked for, and they take float32 products"
+    if dtype != "bfloat16":
+        return f"needs a state of dtype bfloat16; got {dtype}"
+    if spec.perception != "dense" or spec.norm != "none":
+        return f"needs dense perception and norm none; got {spec.perception} and {spec.norm}"
+    if read_env().cpu_precision == "ieee":
+        return "NCAKERN_CPU_PRECISION is ieee"
+    if choose_isa() != "avx512":
+        return f"needs the instruction set avx512; in use is {choose_isa()}"
+    if not require_extension().has_amx():
+        return "needs a CPU with AMX and a Linux that lets processes use it"
+    return None
+
+
 def call_options(
     shape: tuple[int, ...],
     perceive_shape: tuple[int, ...],
@@ -97,4 +117,5 @@ def call_options(
         "first_sample": first_sample & 0xFFFFFFFF,
         "threads": threads,
         "isa": choose_isa(),
+        "use_amx": False,
     }

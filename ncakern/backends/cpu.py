@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncakern._kernel import call_options, choose_isa, import_extension, require_extension, variants
+from ncakern._kernel import call_options, choose_isa, import_extension, require_extension, variants, why_not_amx
 from ncakern._spec import Problem, RolloutSpec
 
-__all__ = ["bwd", "choose_isa", "fwd", "stats_width", "variants", "why_not"]
+__all__ = ["bwd", "choose_isa", "fwd", "stats_width", "variants", "why_not", "why_not_amx"]
 
 _INPUTS = (
     "state",
@@ -65,6 +65,7 @@ def fwd(
     spec: RolloutSpec = keywords["spec"]
     inputs = dict(zip(_INPUTS, (state, *others), strict=True))
     options = _options(state, others, steps=steps, keep_every=keep_every, **keywords)
+    options["use_amx"] = why_not_amx(options["storage"], spec, keep=keep) is None
     num_kept = max(0, -(-steps // keep_every) - 1) if keep else 0
     out, kept = state.new_empty(state.shape), state.new_empty((num_kept, *state.shape))
     stats = state.new_empty((0, 0, 0), dtype=torch.float64)
