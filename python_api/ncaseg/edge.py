@@ -1,7 +1,8 @@
 """The segmenter without torch: numpy and the C++ extension. ``python -m ncaseg.edge MODEL INPUT -o OUT`` predicts.
 
-The whole volume in memory gives the bits of the torch path on a CPU, since the kernel is the same. What does not fit
-into a memory budget goes through tiles and files, see :mod:`ncaseg.large`.
+A whole volume in memory gives the bits of the torch model alone on a CPU, since the kernel is the same. (An ensemble of
+a model with norm differs in the last digits: members that run together are added up in another order.) What does not
+fit into a memory budget goes through tiles and files, see :mod:`ncaseg.large`.
 """
 
 from __future__ import annotations

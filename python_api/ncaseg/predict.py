@@ -43,8 +43,8 @@ def predict_case(
     others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a time.
 
     Args:
-        model: from `build_model`, `load_model` or `load_edge_model` (which gives the same bits as the former two on a
-            CPU), made for `cfg.model`.
+        model: from `build_model`, `load_model` or `load_edge_model` (the same computation as the former two on
+            a CPU), made for `cfg.model`.
         volume: from `load_case` with `cfg.data`.
         cfg: the model's recipe.
         samples: members of the ensemble, at least 1.

@@ -88,6 +88,16 @@ def test_bits_are_those_of_the_torch_path(tmp_path, model):
     assert expected.probabilities.std() > 1e-2 and expected.variance.max() > 1e-3
 
 
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_larger_volume_has_the_bits_of_a_run_alone(norm):
+    cfg, whole = two_levels(norm=norm, channels=16, hidden=64)
+    image = np.random.default_rng(0).random((1, 35, 50, 36), np.float32)
+    with torch.no_grad():
+        expected = whole(torch.from_numpy(image)[None], seed=4, first_sample=3)[0].numpy()
+    found = edge.run_member(edge.from_torch(whole, cfg.model), image, seed=4, member=3)
+    assert np.array_equal(found, expected) and found.std() > 1e-2
+
+
 @pytest.mark.parametrize("pool", ["average", "trilinear"])
 def test_other_poolings_agree_up_to_rounding(tmp_path, pool):
     cfg, whole = two_levels(pool=pool, norm="none")
