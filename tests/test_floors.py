@@ -151,7 +151,7 @@ def test_a_permitted_import_passes():
     assert violations("ncaseg.train", "from ncakern import NCA\nfrom ncaseg.data.index import Case") == []
 
 
-@pytest.mark.parametrize(("name", "more"), [("cpu", {"variants", "choose_isa"}), ("triton", set())])
+@pytest.mark.parametrize(("name", "more"), [("cpu", {"variants", "choose_isa", "why_not_amx"}), ("triton", set())])
 def test_backend_exports_the_contract(name, more):
     backend = importlib.import_module(f"ncakern.backends.{name}")
     own = {name for name, value in vars(backend).items() if getattr(value, "__module__", None) == backend.__name__}
