@@ -113,12 +113,10 @@ struct AmxRollout : Grid {
   template <bool kLeaky>
   void update_batch(AmxScratch& s, int slot) const {
     const int64_t v_stride = hidden[0].depth, h_stride = out.depth;
-    tile_product(s.taps, perceive.depth, perceive, s.n, [&](int i, int j, auto... y) {
-      store_rounded(y..., s.v + i * v_stride + Cp + j);
-    });
-    tile_product(s.v, v_stride, hidden[slot], s.n, [&](int i, int j, auto... u) {
-      store_rounded(activate<kLeaky>(u)..., s.hidden + i * h_stride + j);
-    });
+    tile_product(s.taps, perceive.depth, perceive, s.n,
+                 [&](int i, int j, auto... y) { store_rounded(y..., s.v + i * v_stride + Cp + j); });
+    tile_product(s.v, v_stride, hidden[slot], s.n,
+                 [&](int i, int j, auto... u) { store_rounded(activate<kLeaky>(u)..., s.hidden + i * h_stride + j); });
     tile_product(s.hidden, h_stride, out, s.n, [&](int i, int j, auto... d) {
       if (i >= s.n) return;
       ((store_rounded(widen(s.targets[i] + j) + d, free_channels[j / kTile], s.targets[i] + j), j += kTile), ...);

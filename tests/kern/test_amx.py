@@ -10,7 +10,7 @@ from torch import Tensor
 
 import ncakern
 from ncakern.backends import cpu
-from ncakern.reference import _perceive, _per_sample
+from ncakern.reference import _per_sample, _perceive
 
 DENSE = {"perception": "dense"}
 CASES = [
