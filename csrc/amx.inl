@@ -75,11 +75,9 @@ struct TileMatrix {
   }
 };
 
-// sums[kBlock][kBlock] = bias + a[kBlock][depth] b, for kColumns tiles of columns. `meanwhile(step)` is called at each step
-// of kTileDepth: other work that hides behind the tiles'.
-template <int kColumns, class Meanwhile>
-NCA_INLINE void multiply_block(const bf16* a, int64_t a_stride, const TileMatrix& matrix, int j, float* sums,
-                               const Meanwhile& meanwhile) {
+// sums[kBlock][kBlock] = bias + a[kBlock][depth] b, for kColumns tiles of columns.
+template <int kColumns>
+NCA_INLINE void multiply_block(const bf16* a, int64_t a_stride, const TileMatrix& matrix, int j, float* sums) {
   const int64_t a_bytes = a_stride * sizeof(bf16), b_tile = int64_t{kTile} * matrix.depth;
   const bf16 *low = a, *high = a + kTile * a_stride, *b = matrix.data + int64_t{j} * matrix.depth;
   const float* bias = matrix.bias + j;
@@ -90,8 +88,7 @@ NCA_INLINE void multiply_block(const bf16* a, int64_t a_stride, const TileMatrix
     load_tile<1>(bias + kTile, 0);
     load_tile<3>(bias + kTile, 0);
   }
-  const int steps = matrix.depth / kTileDepth;
-  for (int k = 0; k < steps; ++k, low += kTileDepth, high += kTileDepth, b += kTileDepth * kTile) {
+  for (int k = 0; k < matrix.depth; k += kTileDepth, low += kTileDepth, high += kTileDepth, b += kTileDepth * kTile) {
     load_tile<4>(low, a_bytes);
     load_tile<6>(b, 64);
     multiply_add<0, 4, 6>();
@@ -102,7 +99,6 @@ NCA_INLINE void multiply_block(const bf16* a, int64_t a_stride, const TileMatrix
       multiply_add<1, 4, 7>();
       multiply_add<3, 5, 7>();
     }
-    meanwhile(k);
   }
   constexpr int64_t kRowBytes = kBlock * sizeof(float);
   store_tile<0>(sums, kRowBytes);
@@ -114,18 +110,17 @@ NCA_INLINE void multiply_block(const bf16* a, int64_t a_stride, const TileMatrix
 }
 
 // finish(row, column, values of 16 or two times 16 columns) for every row of bias + a[m][depth] b; rows up to the next
-// multiple of kBlock are read and given to `finish`. A block is finished while the next one is multiplied.
+// multiple of kBlock are read and given to `finish`.
 template <class Finish>
 static void tile_product(const bf16* a, int64_t a_stride, const TileMatrix& b, int m, const Finish& finish) {
   alignas(64) float sums[kBlock * kBlock];
-  auto idle = [](int) {};
   for (int j = 0; j < b.columns; j += kBlock)
     for (int i = 0; i < m; i += kBlock)
       if (b.columns - j >= kBlock) {
-        multiply_block<2>(a + i * a_stride, a_stride, b, j, sums, idle);
+        multiply_block<2>(a + i * a_stride, a_stride, b, j, sums);
         for (int r = 0; r < kBlock; ++r) finish(i + r, j, load(sums + r * kBlock), load(sums + r * kBlock + kTile));
       } else {
-        multiply_block<1>(a + i * a_stride, a_stride, b, j, sums, idle);
+        multiply_block<1>(a + i * a_stride, a_stride, b, j, sums);
         for (int r = 0; r < kBlock; ++r) finish(i + r, j, load(sums + r * kBlock));
       }
 }

@@ -141,8 +141,8 @@ void fwd(const py::dict& tensors, const py::dict& options) {
   ForwardArgs args{};
   const Sizes sizes = read(arrays, options, &args);
   args.out = arrays.get("out", sizes.state, storage_bytes(args.storage));
-  const auto compute = py::cast<bool>(options["use_amx"]) ? find_amx(args)
-                                                          : find_variant(py::cast<std::string>(options["isa"])).fwd;
+  const auto compute =
+      py::cast<bool>(options["use_amx"]) ? find_amx(args) : find_variant(py::cast<std::string>(options["isa"])).fwd;
   const py::gil_scoped_release unlocked;
   compute(args);
 }

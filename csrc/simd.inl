@@ -126,8 +126,8 @@ NCA_INLINE void product_tile(const Rows& a, const float* b, int64_t b_stride, in
     }
 }
 
-// Rows per tile for NV vectors of columns: as many accumulators as the registers hold, at least 8 chains. NEON keeps the
-// factors of all rows in registers too (it multiplies by one element of a vector), so its tiles are lower.
+// Rows per tile for NV vectors of columns: as many accumulators as the registers hold, at least 8 chains. NEON keeps
+// the factors of all rows in registers too (it multiplies by one element of a vector), so its tiles are lower.
 constexpr bool kByElement = kRegisters == 32 && kVL == 4;
 constexpr int tile_rows(int NV) {
   if (NV == 1) return 12;

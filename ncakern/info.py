@@ -14,6 +14,7 @@ import ncakern
 from ncakern import _dispatch
 from ncakern._env import VARIABLES
 from ncakern._spec import NORMS, PERCEPTIONS, Problem, RolloutSpec
+from ncakern.backends import cpu
 
 
 def main() -> None:
@@ -72,15 +73,19 @@ def _versions() -> dict[str, str]:
 
 
 def _cpu() -> dict[str, str]:
-    from ncakern.backends import cpu
-
     available = [name for name, is_supported in cpu.variants().items() if is_supported]
     return {
         "instruction sets": ", ".join(available) or "none, the extension is not there",
         "in use": cpu.choose_isa() if available else "none",
+        "bfloat16 products": _bf16_products() if available else "none",
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores (torch.set_num_threads)",
         "OpenMP": ", ".join(_openmp_libraries()) or "none mapped",
     }
+
+
+def _bf16_products() -> str:
+    reason = cpu.why_not_amx("bfloat16", RolloutSpec(perception="dense"))
+    return f"none: {reason}" if reason else "amx: bfloat16 states, dense perception, norm none, without gradients"
 
 
 def _openmp_libraries() -> list[str]:

@@ -102,7 +102,7 @@ def test_explain_gives_a_reason_for_each_backend() -> None:
 def test_environment_is_parsed_strictly(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be one of .*; got 'yes'"):
         read_env({name: "yes"})
-    assert read_env({}) == ("auto", "auto", "auto", True, False)
+    assert read_env({}) == ("auto", "auto", "auto", "auto", True, False)
 
 
 def test_a_wrong_environment_is_noticed_by_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
