@@ -125,11 +125,11 @@ def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
         ValueError: one does not; the message names the case, the level and the axis.
     """
     model = cfg.model
-    if model.kind != "m3d" or model.padding != "reflect":
+    if model.kind == "unet" or model.padding != "reflect":
         return
     for case, size in sizes.items():
         size = pad_size(size, model.scales, model.pad)
-        for patches in (model.patches, [()] * len(model.steps)):
+        for patches in (model.training_patches, [()] * len(model.steps)):
             try:
                 check_reflection(working_sizes(size, model.scales, patches), model.kernel_sizes, model.ndim)
             except ValueError as error:

@@ -25,7 +25,7 @@ def attended_rollout(
     cbam: CBAM,
     steps: int,
     *,
-    seed: int,
+    seed: int | Tensor,
     first_step: int = 0,
     first_sample: int = 0,
     residual: bool = True,
@@ -51,7 +51,7 @@ def attended_rollout(
     return _Rollout.apply(step, steps, keep_every, state, *cbam.params, *present)
 
 
-def _make_step(spec: RolloutSpec, *, seed: int, first_step: int, first_sample: int, residual: bool) -> Step:
+def _make_step(spec: RolloutSpec, *, seed: int | Tensor, first_step: int, first_sample: int, residual: bool) -> Step:
     def step(state: Tensor, tensors: tuple[Tensor, ...], number: int) -> Tensor:
         seen = attend(state, CbamParams(*tensors[:NUM_CBAM]))
         return nca_rollout(
