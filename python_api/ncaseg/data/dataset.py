@@ -12,6 +12,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from ncaseg.config import DataConfig
 from ncaseg.data.index import Case
+from ncaseg.data.pictures import is_picture, open_mask, open_picture
 from ncaseg.data.resample import resize_back, resize_image, resize_mask
 from ncaseg.levels import Triple
 
@@ -23,8 +24,8 @@ class Volume:
     """One loaded case.
 
     ``image`` is float32 ``[C_in, *S]`` in [0, 1] on the grid of the network: the native one, or, where the recipe has a
-    size, zero-padded at the end of each axis or resized (``is_resized``). ``label`` is int64 on the native grid with
-    the file's own values, or None.
+    size, zero-padded at the end of each axis or resized (``is_resized``). ``label`` is int64 (uint8 of a picture) on
+    the native grid with the file's own values, or None.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Volume:
     header: nib.Nifti1Header
     spacing_mm: tuple[float, ...]
     is_resized: bool = False
+    mask_rule: str = "floor"
 
     @property
     def content_size(self) -> tuple[int, ...]:
@@ -43,7 +45,7 @@ class Volume:
 
     def to_content(self, masks: np.ndarray) -> np.ndarray:
         """Masks ``[C, *S]`` on the native grid, float32, as they lie under the content."""
-        return resize_mask(masks, self.content_size) if self.is_resized else masks
+        return resize_mask(masks, self.content_size, self.mask_rule) if self.is_resized else masks
 
     def to_native(self, logits: torch.Tensor) -> torch.Tensor:
         """Values ``[B, C, *S]`` on the network's grid, on the native one."""
@@ -59,7 +61,7 @@ class Volume:
 
 
 def load_case(case: Case, cfg: DataConfig) -> Volume:
-    """Read one case: clip to percentiles, min-max to [0, 1], pad or resize, and clip again if the recipe says so.
+    """Read one case: clip to percentiles, min-max to [0, 1], pad or resize, and clip again, as the recipe says.
 
     The order is that of M3D-NCA. Axes stay as stored; nothing is reoriented.
 
@@ -80,6 +82,7 @@ def load_case(case: Case, cfg: DataConfig) -> Volume:
         header=source.header.copy(),
         spacing_mm=tuple(float(z) for z in source.header.get_zooms()[:3]),
         is_resized=cfg.fit == "resize" and image.shape[1:] != native_size,
+        mask_rule="centre" if cfg.resample == "area" else "floor",
     )
 
 
@@ -112,7 +115,9 @@ def _read(path: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
 
 
 def _open(path: Path) -> nib.Nifti1Image:
-    """The image object: geometry, and voxels that are still in the file."""
+    """The image object: geometry, and voxels that are still in the file (those of a picture are not)."""
+    if is_picture(path):
+        return open_picture(path)
     try:
         source = nib.load(path)
     except FileNotFoundError:
@@ -173,12 +178,15 @@ def grid_sizes(cases: Iterable[Case], cfg: DataConfig) -> dict[str, Triple]:
 
 
 def _normalise(image: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
-    image = np.stack([_clip_min_max(channel, cfg, case) for channel in image])
+    if cfg.intensity == "percentiles":
+        image = np.stack([_clip_min_max(channel, cfg, case) for channel in image])
+    low, high = (0.0, 1.0) if cfg.intensity == "percentiles" else (image.min(), image.max())
     size = grid_size(image.shape[1:], cfg)
     if cfg.fit == "pad":
         image = pad_end(image, size)
     elif size != image.shape[1:]:
-        image = np.clip(resize_image(image, size), 0.0, 1.0) if not cfg.clip_again else resize_image(image, size)
+        resized = resize_image(image, size, cfg.resample)
+        image = resized if cfg.clip_again else np.clip(resized, low, high)
     return np.stack([_clip_min_max(channel, cfg, case) for channel in image]) if cfg.clip_again else image
 
 
@@ -191,7 +199,11 @@ def _clip_min_max(channel: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarra
 
 
 def _read_label(path: Path, source: nib.Nifti1Image, case: Case, cfg: DataConfig) -> np.ndarray:
-    file, raw = _read(path)
+    if is_picture(path):
+        file = open_mask(path, cfg.labels)
+        raw = np.asarray(file.dataobj)
+    else:
+        file, raw = _read(path)
     if raw.shape != source.shape[:3]:
         both = f"image size {source.shape[:3]}, label size {raw.shape}"
         raise ValueError(f"{case.id}: {both}; resample the label or drop the case")
@@ -203,7 +215,7 @@ def _read_label(path: Path, source: nib.Nifti1Image, case: Case, cfg: DataConfig
     if unexpected:
         both = f"label values {values.tolist()}, expected {sorted((0, *cfg.labels))}"
         raise ValueError(f"{path}: {both}; set data.labels or map the values")
-    return raw.astype(np.int64)
+    return raw if raw.dtype == np.uint8 and is_picture(path) else raw.astype(np.int64)
 
 
 class CaseStore:
