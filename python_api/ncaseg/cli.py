@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         return verb
 
     _add_train(add("train", _train, "Train a recipe on a folder of volumes; goes on where RUN stopped."))
-    _add_predict(add("predict", _predict, "Segment a NIfTI file or a folder of them; geometry is kept."))
+    _add_predict(add("predict", _predict, "Segment a NIfTI file, a picture, or a folder of either; geometry is kept."))
     _add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
     demo = add("demo", _demo, "Train on synthetic volumes, segment one and draw it: no download, a few minutes.")
     demo.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for everything it writes")
@@ -85,7 +85,7 @@ def _add_train(verb: argparse.ArgumentParser) -> None:
 
 def _add_predict(verb: argparse.ArgumentParser) -> None:
     _add_model(verb)
-    verb.add_argument("input", type=Path, metavar="INPUT", help="a .nii or .nii.gz file, or a folder of them")
+    verb.add_argument("input", type=Path, metavar="INPUT", help="a .nii or .nii.gz file, a picture, or a folder of either")
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file, or folder for a folder")
     _add_ensemble(verb, default=None)
     verb.add_argument("--png", action="store_true", help="also draw an overlay and a variance picture per case")
@@ -99,6 +99,7 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
     verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case here")
     verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of a run; only its --subset is scored")
+    verb.add_argument("--floors", action="store_true", help="also score what needs no model: all, Otsu, a constant mask")
     verb.add_argument("--subset", choices=("validation", "train"), default="validation", help="default: %(default)s")
     verb.add_argument(
         "--empty",
@@ -113,7 +114,7 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_pairs(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data", type=Path, metavar="DIR", help="folder in the layout of the Decathlon (dataset.json)")
+    verb.add_argument("--data", type=Path, metavar="DIR", help="folder in the layout of the Decathlon (dataset.json) or of ISIC")
     verb.add_argument("--images", type=Path, metavar="DIR", help="folder of images, instead of --data")
     verb.add_argument("--labels", type=Path, metavar="DIR", help="folder of labels with the images' file names")
 
@@ -163,10 +164,16 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     model, cfg = _load_model(args.model)
     cases = evaluate.find_labelled_cases(data=args.data, images=args.images, labels=args.labels)
+    known = []
     if args.split is not None:
+        known = evaluate.restrict(cases, args.split, "train") if args.floors and args.subset == "validation" else []
         cases = evaluate.restrict(cases, args.split, args.subset)
     seed = cfg.predict.seed if args.seed is None else args.seed
     scores = evaluate.score_cases(model, cfg, cases, name=args.model, samples=args.samples, seed=seed, empty=args.empty)
+    if args.floors:
+        from ncaseg.score_samples import score_floors
+
+        scores["floors"] = score_floors(cfg, cases, known)
     print(evaluate.format_table(scores))
     if args.json is not None:
         evaluate.write_json(scores, args.json)

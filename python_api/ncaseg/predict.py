@@ -1,4 +1,4 @@
-"""Whole volumes through a trained model: ensemble, threshold, and NIfTI files that keep their geometry."""
+"""Whole volumes through a trained model: ensemble, threshold, and files that keep the geometry of their input."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ import torch
 from tqdm import tqdm
 
 from ncakern import NCA
-from ncaseg import report
+from ncaseg import medsegdiff, report
 from ncaseg.checkpoint import load_model
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import SUFFIXES, Case, case_id, find_cases
+from ncaseg.data.pictures import SUFFIXES as PICTURES
+from ncaseg.data.pictures import is_picture, save_mask
+from ncaseg.diffusion.ensemble import summarise
 from ncaseg.files import replacing
 from ncaseg.models.base import Segmenter
 
@@ -32,6 +35,7 @@ def predict_case(
     The logits are averaged over the members; a sigmoid gives the probabilities, and a channel claims the cells above
     `cfg.predict.threshold` (0.5). Member i draws its fire bits from (seed, sample i), so it is the same alone and among
     others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a time.
+    A model that samples masks gives the mean of its clipped samples instead, between 0 and 1.
 
     Args:
         model: from `build_model` or `load_model`, made for `cfg.model`.
@@ -53,6 +57,11 @@ def predict_case(
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
+    if cfg.model.is_diffusion:
+        coded = medsegdiff.sample_volume(model, volume, cfg, samples, seed)
+        summary = summarise(volume.to_native(medsegdiff.decode(coded, cfg.diffusion)))
+        variance = summary.variance[0].numpy() if with_variance else None
+        return summary.mean.numpy(), labels_of(summary.mean.numpy(), cfg), variance
     shape = (cfg.model.out_channels, *volume.native_size)
     logit_sum = torch.zeros(shape)
     # Running mean and sum of squared deviations (Welford): no large numbers that cancel.
@@ -91,18 +100,19 @@ def predict_path(
     png: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Segments one NIfTI file, or every NIfTI file of a folder, into files of the same geometry.
+    """Segments one NIfTI file or picture, or every one of a folder, into files of the same geometry.
 
-    Affine, qform and sform with their codes, voxel sizes and units are the input's; the voxels are uint8 labels.
+    A picture gives a PNG of 0 and 255 (of label values, where there are several). For NIfTI: affine, qform and sform with their codes, voxel sizes and units are the input's; the voxels are uint8 labels.
 
     Args:
         model: a checkpoint file, the name of a zoo entry, or what `load_model` returned as (model, cfg).
-        source: a `.nii` or `.nii.gz` file, or a folder of them.
+        source: a `.nii` or `.nii.gz` file, a picture, or a folder of either.
         out: for a file: the file to write, or a folder for it. For a folder: a folder; names are kept, and a case that
             already has its output is skipped, so that an interrupted run can be repeated.
         samples: members of the ensemble; None takes the recipe's.
         seed: names the random stream; None takes the recipe's.
-        png: also write `<id>_overlay.png` and `<id>_variance.png` beside each segmentation.
+        png: also write `<id>_overlay.png` and `<id>_variance.png` beside each segmentation, and for a model that
+            samples masks and a picture `<id>_sampling.png`.
         overwrite: redo the cases of a folder that already have an output.
 
     Returns:
@@ -128,9 +138,14 @@ def predict_path(
     for case, target in tqdm(todo, desc="predict", unit="case", disable=None):
         volume = load_case(case, cfg.data)
         _, labels, variance = predict_case(loaded, volume, cfg, samples, seed, with_variance=png)
-        save_labels(target, labels, volume)
+        if is_picture(case.image):
+            save_mask(target, labels)
+        else:
+            save_labels(target, labels, volume)
         if variance is not None:
             _draw(target, labels, variance, volume)
+            if cfg.model.is_diffusion and is_picture(case.image):
+                draw_sampling(f"{_stem(target)}_sampling.png", loaded, volume, cfg, samples, seed)
     return [target for _, target in todo]
 
 
@@ -175,20 +190,47 @@ def _with_own_statistics(model: Segmenter) -> Segmenter:
     return model
 
 
+def draw_sampling(path: str | Path, model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> None:
+    """Draws how the first sample of a picture came about, and what the ensemble says, see `report.draw_sampling`."""
+    frames: list[tuple[str, np.ndarray]] = []
+    last = cfg.diffusion.timesteps - 1
+
+    def watch(t: int, x_t: torch.Tensor, x0: torch.Tensor) -> None:
+        frames.append((f"x, t = {t}" if t < last else f"x, t = {t}: noise", x_t[0, 0, ..., 0].cpu().numpy()))
+
+    image = torch.from_numpy(volume.image)[None].to(next(model.parameters()).device)
+    result = medsegdiff.sample_masks(model, image, cfg.diffusion, seed=seed, watch=watch)
+    every = max(1, len(frames) // 5)
+    chosen = [*frames[::every][:5], ("x_0", result[0, 0, ..., 0].cpu().numpy())]
+    members = medsegdiff.decode(medsegdiff.sample_volume(model, volume, cfg, samples, seed), cfg.diffusion)
+    mean, variance, _ = summarise(members[:, 0, ..., 0])
+    low, high = (-1.0, 1.0) if cfg.diffusion.mask == "signed" else (0.0, 1.0)
+    report.draw_sampling(path, volume.image[..., 0], chosen, (low, high), mean.numpy(), variance.sqrt().numpy())
+
+
 def _targets(source: Path, out: Path) -> list[tuple[Case, Path]]:
     """Pairs every input with the file that its labels go to."""
     if source.is_dir():
-        if out.is_file() or out.name.endswith(SUFFIXES):
+        if out.is_file() or out.name.endswith((*SUFFIXES, *PICTURES)):
             raise ValueError(f"out must be a folder when the input is one; got {out}")
-        return [(case, out / case.image.name) for case in find_cases(images=source)]
+        return [(case, out / _output_name(case.image)) for case in find_cases(images=source)]
     if not source.is_file():
-        raise FileNotFoundError(f"input must be a NIfTI file or a folder of them; {source} does not exist")
+        raise FileNotFoundError(f"input must be a NIfTI file, a picture, or a folder of them; {source} does not exist")
     case = Case(id=case_id(source), image=source, label=None)
-    return [(case, out if out.name.endswith(SUFFIXES) else out / source.name)]
+    return [(case, out if out.name.endswith((*SUFFIXES, *PICTURES)) else out / _output_name(source))]
+
+
+def _output_name(image: Path) -> str:
+    return f"{case_id(image)}.png" if is_picture(image) else image.name
+
+
+def _stem(target: Path) -> Path:
+    return target.parent / case_id(target)
 
 
 def _draw(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Volume) -> None:
-    image = native_image(volume)
-    stem = target.parent / case_id(target)
-    report.draw_overlay(f"{stem}_overlay.png", image, labels, spacing_mm=volume.spacing_mm)
-    report.draw_triptych(f"{stem}_variance.png", image, labels, variance, spacing_mm=volume.spacing_mm)
+    image, spacing_mm = native_image(volume), volume.spacing_mm
+    if image.shape[2] == 1:  # a picture, or a single slice: one plane says it all
+        image, labels, variance, spacing_mm = image[..., 0], labels[..., 0], variance[..., 0], spacing_mm[:2]
+    report.draw_overlay(f"{_stem(target)}_overlay.png", image, labels, spacing_mm=spacing_mm)
+    report.draw_triptych(f"{_stem(target)}_variance.png", image, labels, variance, spacing_mm=spacing_mm)
