@@ -85,7 +85,9 @@ def _add_train(verb: argparse.ArgumentParser) -> None:
 
 def _add_predict(verb: argparse.ArgumentParser) -> None:
     _add_model(verb)
-    verb.add_argument("input", type=Path, metavar="INPUT", help="a .nii or .nii.gz file, a picture, or a folder of either")
+    verb.add_argument(
+        "input", type=Path, metavar="INPUT", help="a .nii or .nii.gz file, a picture, or a folder of either"
+    )
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file, or folder for a folder")
     _add_ensemble(verb, default=None)
     verb.add_argument("--png", action="store_true", help="also draw an overlay and a variance picture per case")
@@ -99,7 +101,9 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
     verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case here")
     verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of a run; only its --subset is scored")
-    verb.add_argument("--floors", action="store_true", help="also score what needs no model: all, Otsu, a constant mask")
+    verb.add_argument(
+        "--floors", action="store_true", help="also score what needs no model: all, Otsu, a constant mask"
+    )
     verb.add_argument("--subset", choices=("validation", "train"), default="validation", help="default: %(default)s")
     verb.add_argument(
         "--empty",
@@ -114,7 +118,9 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_pairs(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data", type=Path, metavar="DIR", help="folder in the layout of the Decathlon (dataset.json) or of ISIC")
+    verb.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder in the layout of the Decathlon (dataset.json) or of ISIC"
+    )
     verb.add_argument("--images", type=Path, metavar="DIR", help="folder of images, instead of --data")
     verb.add_argument("--labels", type=Path, metavar="DIR", help="folder of labels with the images' file names")
 

@@ -172,7 +172,9 @@ def write_csv(scores: Mapping[str, Any], path: str | Path) -> None:
     rows = []
     for case in scores["cases"]:
         nested = {f"label_{v}_{name}": number for v, entry in case["classes"].items() for name, number in entry.items()}
-        nested |= {f"{p} {key}": number for p, entry in case.get("protocols", {}).items() for key, number in entry.items()}
+        nested |= {
+            f"{p} {key}": number for p, entry in case.get("protocols", {}).items() for key, number in entry.items()
+        }
         rows.append({"id": case["id"], **{metric: case[metric] for metric in METRICS}, **nested})
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))

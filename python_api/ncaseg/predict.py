@@ -102,7 +102,8 @@ def predict_path(
 ) -> list[Path]:
     """Segments one NIfTI file or picture, or every one of a folder, into files of the same geometry.
 
-    A picture gives a PNG of 0 and 255 (of label values, where there are several). For NIfTI: affine, qform and sform with their codes, voxel sizes and units are the input's; the voxels are uint8 labels.
+    A picture gives a PNG of 0 and 255 (of label values, where there are several). Of NIfTI, affine, qform and sform
+    with their codes, voxel sizes and units are the input's; the voxels are uint8 labels.
 
     Args:
         model: a checkpoint file, the name of a zoo entry, or what `load_model` returned as (model, cfg).

@@ -31,15 +31,19 @@ def e_clean(probability: np.ndarray, truth: np.ndarray, threshold: float = 0.5) 
     """
     found = probability > threshold
     overlap = metrics.iou(found, truth)
-    return {"dice": metrics.hard_dice(found, truth), "iou": overlap, "isic": overlap if overlap >= LEAST_JACCARD else 0.0}
+    return {
+        "dice": metrics.hard_dice(found, truth),
+        "iou": overlap,
+        "isic": overlap if overlap >= LEAST_JACCARD else 0.0,
+    }
 
 
 def e_author(mean: np.ndarray, truth: np.ndarray) -> Scores:
     """The script with which MedSegDiff and MedSegDiffNCA were scored, to the letter.
 
-    The mean is multiplied by itself (what the function named STAPLE returns), saved as JPEG, divided by its own maximum,
-    and compared with the truth at five thresholds; Dice and IoU are averaged over them. On the mean these are thresholds
-    of 0.316, 0.548, 0.707, 0.837 and 0.949 of its largest value, and a mean far below 0 counts as lesion.
+    The mean is multiplied by itself (what the function named STAPLE returns), saved as JPEG, divided by its own
+    maximum, and compared with the truth at five thresholds; Dice and IoU are averaged over them. On the mean these are
+    thresholds of 0.316, 0.548, 0.707, 0.837 and 0.949 of its largest value, and a mean far below 0 counts as lesion.
 
     Args:
         mean: ``[H, W]`` of the samples, coded 0 and 1, not cut.

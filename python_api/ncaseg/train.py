@@ -21,7 +21,7 @@ from ncaseg.batches import CROP, FIRE, VALIDATE, WEIGHTS, draw_batches, load_bat
 from ncaseg.checkpoint import load_state, save_model, save_state
 from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore, grid_sizes
-from ncaseg.data.index import Case, find_cases
+from ncaseg.data.index import Case, find_cases, find_groups
 from ncaseg.data.split import Split, load_split, make_split, save_split
 from ncaseg.levels import Triple, check_reflection, pad_size, working_sizes
 from ncaseg.logs import Progress, RunLog
@@ -70,7 +70,7 @@ def train(
     check_sizes(sizes, cfg)
     print(check_memory(cfg, list(sizes.values()), device), file=sys.stderr)
     _claim_folder(out, cfg, resume)
-    split = _fix_split(out / "split.json", cases, cfg)
+    split = _fix_split(out / "split.json", cases, cfg, find_groups(data_dir))
     volumes = CaseStore(cases, cfg.data)
 
     with torch.random.fork_rng(devices=[]):
@@ -111,7 +111,13 @@ def train(
             val_dice = None
             if cfg.train.validate_every > 0 and _is_due(step, total, cfg.train.validate_every):
                 val_dice = validation_dice(best_weights(model, average), volumes, split.validation, cfg)
-            row = {"step": step, "epoch": (step - 1) // per_epoch, "loss": loss, "lr": lr, "grad_norm": grad_norm}
+            row: dict[str, float | None] = {
+                "step": step,
+                "epoch": (step - 1) // per_epoch,
+                "loss": loss,
+                "lr": lr,
+                "grad_norm": grad_norm,
+            }
             row |= {"seconds": round(time.monotonic() - began, 4), "val_dice": val_dice}
             log.write(row | {name: _mean(parts.get(name, [])) for name in more})
             shown = "" if val_dice is None else f"  val dice {val_dice:.3f}"
@@ -274,13 +280,14 @@ def _claim_folder(out: Path, cfg: Config, resume: bool) -> None:
         files.write_text(recipe, config.to_toml(cfg))
 
 
-def _fix_split(path: Path, cases: list[Case], cfg: Config) -> Split:
+def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str]) -> Split:
     """The split of the run: read if it is there, else made and written."""
     unlabelled = [case.id for case in cases if case.label is None]
     if unlabelled:
         raise ValueError(f"{len(unlabelled)} images have no label, e.g. {unlabelled[0]}; training needs one for each")
     if not path.exists():
-        save_split(path, make_split([case.id for case in cases], cfg.data.validation_fraction, cfg.data.split_seed))
+        ids = [case.id for case in cases]
+        save_split(path, make_split(ids, cfg.data.validation_fraction, cfg.data.split_seed, groups))
     split = load_split(path)
     missing = sorted({*split.train, *split.validation} - {case.id for case in cases})
     if missing:

@@ -66,7 +66,9 @@ def gradients(out, state, *modules):
 
 
 @pytest.mark.parametrize("keep_every", [1, 3])
-@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, (6, 5)), (torch.float32, (9, 7)), (torch.float32, (4, 3, 5))])
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float64, (6, 5)), (torch.float32, (9, 7)), (torch.float32, (4, 3, 5))]
+)
 def test_gradients_are_those_of_plain_autograd(dtype, size, keep_every):
     nca, module = make(ndim=len(size), dtype=dtype)
     state = torch.randn(2, *size, 16, dtype=dtype, requires_grad=True)
@@ -79,7 +81,9 @@ def test_gradients_are_those_of_plain_autograd(dtype, size, keep_every):
     for name, found in gradients(ours, state, nca, module).items():
         scale = expected[name].abs().max()
         assert scale > 0, name
-        torch.testing.assert_close(found / scale, expected[name] / scale, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found / scale, expected[name] / scale, **tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_gradients_by_finite_differences():

@@ -134,7 +134,9 @@ def test_every_sample_has_its_time_and_noise_and_they_are_reproducible():
     assert not torch.equal(one, medsegdiff.batch_loss(model, image, target, cfg, 4, 1)[0])
 
 
-@pytest.mark.parametrize("overrides", [[], ['diffusion.target="eps"', "diffusion.sampler=ddpm"], ["diffusion.time=index"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ['diffusion.target="eps"', "diffusion.sampler=ddpm"], ["diffusion.time=index"]]
+)
 def test_a_sample_is_the_same_alone_and_in_a_batch(overrides):
     cfg = tiny(*overrides)
     model, (image, _) = made(cfg), batch()

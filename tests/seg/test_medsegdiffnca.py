@@ -234,10 +234,20 @@ def test_bad_settings_are_named(override, message):
 def test_presets_are_what_they_say():
     paper = config.load_recipe("medsegdiff-multicbam")
     diffusion = paper.diffusion
-    assert (diffusion.timesteps, diffusion.schedule, diffusion.target, diffusion.time) == (100, "linear", "eps", "fraction")
+    assert (diffusion.timesteps, diffusion.schedule, diffusion.target, diffusion.time) == (
+        100,
+        "linear",
+        "eps",
+        "fraction",
+    )
     assert (diffusion.mask, diffusion.clip, diffusion.sampler, diffusion.sample_steps) == ("unit", (-1, 1), "ddpm", 100)
     assert (diffusion.noise_weight, diffusion.image_weight, diffusion.image_channels) == (1, 1, 0)
-    assert (paper.train.optimizer, paper.train.lr, paper.train.batch_size, paper.train.weight_decay) == ("adamw", 1e-4, 8, 0)
+    assert (paper.train.optimizer, paper.train.lr, paper.train.batch_size, paper.train.weight_decay) == (
+        "adamw",
+        1e-4,
+        8,
+        0,
+    )
     assert (paper.predict.samples, paper.data.size, paper.model.pool) == (10, (256, 256, 1), "trilinear")
     code = config.load_recipe("medsegdiff-authorcode")
     assert (code.model.activation, code.model.position, code.diffusion.image_channels) == ("leaky_relu", True, 1)

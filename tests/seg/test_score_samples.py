@@ -13,6 +13,7 @@ from ncaseg.cli import main
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import find_cases
 from ncaseg.data.lesions import write_lesions
+from ncaseg.data.phantom import write_phantoms
 from ncaseg.models import build_model
 from ncaseg.predict import predict_case
 
@@ -108,10 +109,15 @@ def test_train_evaluate_predict_from_the_command_line(recipe, data, tmp_path, ca
 def test_a_volume_can_be_denoised_too(tmp_path):
     cfg = config.load_recipe(
         "medsegdiff-small",
-        [*SMALL, "model.ndim=3", "model.in_channels=1", "data.modalities=[0]", "model.scales=[[2, 2, 2]]", "data.size=[]"],
+        [
+            *SMALL,
+            "model.ndim=3",
+            "model.in_channels=1",
+            "data.modalities=[0]",
+            "model.scales=[[2, 2, 2]]",
+            "data.size=[]",
+        ],
     )
-    from ncaseg.data.phantom import write_phantoms
-
     volume = load_case(find_cases(write_phantoms(tmp_path, 1, size=(12, 13, 12)))[0], config.DataConfig(labels=(1, 2)))
     scores = score_samples.score_case(build_model(cfg.model), volume, cfg, 2, 0)
     assert set(scores["protocols"]) == {"E-CLEAN native", "E-CLEAN grid"}

@@ -1,5 +1,6 @@
 """Files to cases: which image belongs to which label. Reads names and dataset.json, never a voxel."""
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ FOLDER_PAIRS = (
     ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"),
     ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"),
 )
+GROUPS = "groups.csv"
 MASK_ENDING = "_segmentation"  # of the masks of ISIC, in either case: ISIC_0000000_segmentation.png
 NO_IMAGES = "_superpixels"  # files of ISIC 2016 and 2017 beside the images
 
@@ -61,6 +63,24 @@ def find_cases(
     expected = "dataset.json, or " + ", or ".join(" and ".join(pair) for pair in FOLDER_PAIRS)
     state = "holds none of these" if folder.is_dir() else "does not exist"
     raise FileNotFoundError(f"data must be a folder with {expected}; {folder} {state}")
+
+
+def find_groups(data: str | Path | None) -> dict[str, str]:
+    """Which cases belong together, a patient's or a lesion's, from ``groups.csv`` in the folder of the data.
+
+    Its columns are ``id`` and ``group``. Without the file, or without a folder, every case is on its own.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    path = None if data is None else Path(data) / GROUPS
+    if path is None or not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"id", "group"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path} must have the columns id and group; got {reader.fieldnames}")
+        return {row["id"]: row["group"] for row in reader}
 
 
 def case_id(path: str | Path) -> str:

@@ -14,8 +14,8 @@ from torch import Tensor
 def resize_image(image: np.ndarray, size: tuple[int, ...], rule: str = "bicubic") -> np.ndarray:
     """First in the planes of the first two axes, then along the third.
 
-    Rules: "bicubic" (a = -0.75; may overshoot), and "area": linear, with a filter that is as wide as the new cells where
-    they are larger than the old ones, so that nothing is skipped.
+    Rules: "bicubic" (a = -0.75; may overshoot), and "area": linear, with a filter that is as wide as the new cells
+    where they are larger than the old ones, so that nothing is skipped.
     """
     x, y, z = size
     how: dict[str, Any] = {"mode": "bicubic"} if rule == "bicubic" else {"mode": "bilinear", "antialias": True}

@@ -82,10 +82,12 @@ class _Rollout(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_state: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_state: Tensor) -> tuple[Tensor | None, ...]:
         step, steps, keep_every, count = ctx.plan
         tensors, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        leaves = tuple(t.detach().requires_grad_(need) for t, need in zip(tensors, ctx.needs_input_grad[4:], strict=True))
+        leaves = tuple(
+            t.detach().requires_grad_(need) for t, need in zip(tensors, ctx.needs_input_grad[4:], strict=True)
+        )
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         d_wanted = [torch.zeros_like(leaf) for leaf in wanted]
         for block in reversed(range(len(kept))):

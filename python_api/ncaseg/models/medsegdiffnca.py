@@ -151,9 +151,7 @@ class MedSegDiffNCA(Segmenter):
         They are the mean of the painted image channels.
         """
         noisy, time = torch.zeros_like(image[:, :1]), image.new_zeros(len(image))
-        _, painted = self.denoise(
-            image, noisy, time, seed=seed, first_sample=first_sample, keep_every=keep_every
-        )
+        _, painted = self.denoise(image, noisy, time, seed=seed, first_sample=first_sample, keep_every=keep_every)
         return painted.mean(dim=1, keepdim=True)
 
     def crop_forward(
@@ -193,11 +191,24 @@ class MedSegDiffNCA(Segmenter):
         batch, depth = state.shape[0], state.shape[3]
         if self.ndim == 2:
             state, first_sample = state.movedim(3, 1).flatten(0, 1), first_sample * depth  # [B * Z, X, Y, C]
-        stream = {"seed": seed, "first_step": first_step, "first_sample": first_sample, "keep_every": keep_every}
         nca, steps = self.levels[level], self.steps[level]
+        assert isinstance(nca, NCA)
         if self.attention:
-            state = attended_rollout(state, nca, self.attention[level], steps, residual=self.residual, **stream)
+            cbam = self.attention[level]
+            assert isinstance(cbam, CBAM)
+            state = attended_rollout(
+                state,
+                nca,
+                cbam,
+                steps,
+                seed=seed,
+                first_step=first_step,
+                first_sample=first_sample,
+                residual=self.residual,
+                keep_every=keep_every,
+            )
         else:
+            stream = {"seed": seed, "first_step": first_step, "first_sample": first_sample, "keep_every": keep_every}
             state = nca(state, steps, **stream)
         return state if self.ndim == 3 else state.unflatten(0, (batch, depth)).movedim(1, 3)
 
