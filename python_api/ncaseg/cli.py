@@ -187,7 +187,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         evaluate.write_csv(scores, args.csv)
     worst = min(scores["cases"], key=lambda case: math.inf if case["hard_dice"] is None else case["hard_dice"])
     image = next(case.image for case in cases if case.id == worst["id"])
-    _next(f"ncaseg predict {args.model} {image} -o lowest.nii.gz --png   # the case with the lowest score")
+    suffix = ".nii.gz" if image.name.endswith((".nii", ".nii.gz")) else ".png"
+    _next(f"ncaseg predict {args.model} {image} -o lowest{suffix} --png   # the case with the lowest score")
 
 
 def _demo(args: argparse.Namespace) -> None:

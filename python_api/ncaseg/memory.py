@@ -18,8 +18,10 @@ FLOAT_BYTES = 4
 # States alive beside the kept ones at the peak of the backward pass: input, output, gradients, scratch. 7.6 and 7.0
 # were measured (64x64x52 cells, 20 steps, keep_every 1 and 4; x86-64, torch 2.13, 2026-11).
 WORKING_STATES = 8
-# What attention keeps of one step while that step is differentiated: counted, not measured.
-ATTENTION_STATES = 8
+# More of them in MedSegDiffNCA, which puts states together anew, and in the one step with attention that is being
+# differentiated: 3.4 and 15 were measured (4 x 256x256 cells, 16 channels, the same machine).
+DIFFUSION_STATES = 4
+ATTENTION_STATES = 15
 # Feature maps of BasicUNet at full resolution, in units of its first width, all stages counted: 16.6 and 17.4 were
 # measured (48x64x48 and 64x64x96 cells, batch 2, MONAI 1.6.1, the same machine).
 UNET_MAPS = 18
@@ -73,7 +75,7 @@ def step_bytes(cfg: Config, size: Triple, keep_every: int | None = None) -> int:
         for level in working_sizes(pad_size(size, model.scales, model.pad), model.scales, model.training_patches)
     ]
     state = [FLOAT_BYTES * model.channels * n for n in cells]
-    working = WORKING_STATES + (ATTENTION_STATES if model.attention else 0)
+    working = WORKING_STATES + ATTENTION_STATES * model.attention + DIFFUSION_STATES * (model.kind != "m3d")
     if ncakern.backends()["cpu"] is not None and train.device == "cpu":
         kept = sum(reference_bytes(model) * steps * n for steps, n in zip(model.steps, cells, strict=True))
         return kept + working * max(state)
