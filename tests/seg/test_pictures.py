@@ -1,5 +1,8 @@
 """Pictures as volumes of one slice: layouts, masks, colours, sizes, and the synthetic lesions."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -146,6 +149,19 @@ def test_batches_of_pictures_are_augmented_together(tmp_path):
     volume = store[cases[1].id]
     assert np.array_equal(image[1].numpy(), volume.image[:, ::-1])
     assert np.array_equal(target[1, 0].numpy(), volume.label[::-1])
+
+
+@pytest.mark.data
+def test_isic_is_found_and_read():
+    folder = Path(os.environ["NCASEG_DATA"]) / "ISIC2017"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}")
+    cases = find_cases(folder)
+    assert len(cases) == 2000 and all(case.label is not None for case in cases)
+    for case in cases[::500]:
+        volume = load_case(case, CFG.data)
+        assert volume.image.shape == (3, 64, 64, 1) and 0 < volume.label.mean() < 1
+        assert 0.05 < volume.image.mean() < 0.95 and volume.image.min() >= 0 and volume.image.max() <= 1
 
 
 def test_the_intensity_of_the_file_needs_no_second_clipping():
