@@ -20,13 +20,13 @@ def check_comparable(before: dict, after: dict) -> None:
 
 
 def compare(before: list[dict], after: list[dict]) -> str:
-    """Tabulate after / before of every row that both have; for throughput more is better, for saved bytes less."""
+    """Tabulate after / before of every row that both have: more throughput is better, less memory is."""
     old, new = values(before), values(after)
-    lines = [f"{'case':14} {'mode':9} {'metric':11} {'provider':9} {'before':>9} {'after':>9} {'ratio':>7}"]
+    lines = [f"{'case':14} {'mode':9} {'metric':20} {'provider':12} {'before':>9} {'after':>9} {'ratio':>7}"]
     for key in (key for key in new if key in old):
         case, mode, metric, provider = key
         ratio = new[key] / old[key]
-        lines.append(f"{case:14} {mode:9} {metric:11} {provider:9} {old[key]:9.2f} {new[key]:9.2f} {ratio:6.2f}x")
+        lines.append(f"{case:14} {mode:9} {metric:20} {provider:12} {old[key]:9.2f} {new[key]:9.2f} {ratio:6.2f}x")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Collects the rows of the benchmarks and prints them as one table after pytest-benchmark's own."""
+"""Collects the rows of the benchmarks and prints them as tables after pytest-benchmark's own."""
 
 import pytest
 import record
@@ -16,8 +16,9 @@ def bench_rows(request):
     return request.config.stash[ROWS]
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash[ROWS]
     if rows:
         run = record.describe_run()
-        terminalreporter.write_line("\n" + report.table([run | row for row in rows]))
+        terminalreporter.write_line("\n" + report.report([run | row for row in rows]))

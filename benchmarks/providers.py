@@ -1,9 +1,11 @@
 """Who computes a rollout: name -> module with `forward(state [1, *S, C]) -> state`, all with equal parameters."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from cases import Case
+from plain import Plain
 from torch import Tensor, nn
 
 import ncakern
@@ -78,7 +80,7 @@ class Eager(nn.Module):
         if self.norm is not None:
             hidden = self.norm(hidden.transpose(1, -1)).transpose(1, -1)
         change = self.out(torch.relu(hidden))
-        fires = (torch.rand(*state.shape[:-1], 1, device=state.device) < self.fire_rate).float()
+        fires = (torch.rand(*state.shape[:-1], 1, device=state.device) < self.fire_rate).to(state.dtype)
         updated = state + change * fires
         return torch.cat([state[..., : self.frozen_channels], updated[..., self.frozen_channels :]], dim=-1)
 
@@ -109,13 +111,35 @@ class Compiled(Eager):
         self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
 
 
-PROVIDERS: dict[str, Callable[[ncakern.NCA, Case], nn.Module]] = {
-    "eager": Eager,
-    "compile": Compiled,
-    "kernel": Kernel,
+def is_dense(case: Case) -> bool:
+    return case.perception == "dense"
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Builds the module of a case; `dtype` is that of its state, `suits` says which cases it is timed on."""
+
+    build: Callable[[ncakern.NCA, Case], nn.Module]
+    dtype: torch.dtype = torch.float32
+    suits: Callable[[Case], bool] = lambda case: True
+
+    def state(self, case: Case) -> Tensor:
+        """Draw the state that all providers of a case start from, `[1, *S, C]`."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(1, *case.size, case.channels, generator=generator).to(self.dtype)
+
+
+PROVIDERS = {
+    "eager": Provider(Eager),
+    "compile": Provider(Compiled),
+    "plain": Provider(Plain),
+    "kernel": Provider(Kernel),
+    # 16 bits pay where matrix products dominate. The kernel's parameters stay float32.
+    "compile-bf16": Provider(lambda nca, case: Compiled(nca, case).bfloat16(), torch.bfloat16, is_dense),
+    "kernel-bf16": Provider(Kernel, torch.bfloat16, is_dense),
 }
 
 
 def make(provider: str, case: Case) -> nn.Module:
     """Build one provider of one case; all of a case have equal parameters."""
-    return PROVIDERS[provider](make_nca(case), case)
+    return PROVIDERS[provider].build(make_nca(case), case)

@@ -7,11 +7,13 @@ import pytest
 import torch
 from cases import load_cases
 from measure import MODES, make_call, saved_bytes, time_interleaved
-from providers import make, make_nca
+from providers import PROVIDERS, Eager, make, make_nca
 
 import ncakern
 
 CASES = load_cases()
+DENSE_CASES = [name for name, case in CASES.items() if PROVIDERS["kernel-bf16"].suits(case)]
+BF16_ROUNDOFF = 2.0**-8  # the most that rounding to 8 significant bits changes a number by, relative to it
 
 
 def small(name):
@@ -27,18 +29,73 @@ def gradients(module, state):
     return out.detach(), leaf.grad
 
 
+def reference(nca, case):
+    """The definition as a function of the state."""
+    return lambda leaf: ncakern.nca_rollout_reference(leaf, nca.params, nca.spec, case.steps, seed=0)
+
+
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("provider", ["eager", "kernel"])
+@pytest.mark.parametrize("provider", ["eager", "plain", "kernel"])
 def test_provider_matches_reference(name, provider):
     case = small(name)
     nca = make_nca(case).double()
-    state = torch.rand(1, *case.size, case.channels, generator=torch.Generator().manual_seed(1))
-    expected, d_expected = gradients(
-        lambda leaf: ncakern.nca_rollout_reference(leaf, nca.params, nca.spec, case.steps, seed=0), state.double()
-    )
+    state = PROVIDERS[provider].state(case)
+    expected, d_expected = gradients(reference(nca, case), state.double())
     out, d_state = gradients(make(provider, case), state)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(d_state.double(), d_expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plain_matches_gradients_of_parameters(name):
+    case = small(name)
+    nca, plain = make_nca(case).double(), make("plain", case)
+    state = PROVIDERS["plain"].state(case)
+    gradients(reference(nca, case), state.double())
+    gradients(plain, state)
+    for key, parameter in plain.nca.named_parameters():
+        expected = nca.get_parameter(key).grad
+        if key == "hidden_bias" and case.norm != "none":
+            assert parameter.grad is None  # it cancels
+            continue
+        atol = 1e-4 + 1e-5 * expected.abs().max().item()  # the filters' biases cancel too, up to rounding
+        torch.testing.assert_close(parameter.grad.double(), expected, rtol=0, atol=atol)
+
+
+def test_plain_is_the_same_in_blocks_and_with_gradients():
+    case = replace(small("A"), size=(24, 24, 24))  # more than one block of cells
+    plain, state = make("plain", case), PROVIDERS["plain"].state(case)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(state), plain(state.requires_grad_()))
+
+
+def test_plain_refuses_a_case_that_it_is_not_written_for():
+    with pytest.raises(ValueError, match="case"):
+        make("plain", replace(CASES["A"], norm="none"))
+
+
+@pytest.mark.parametrize("name", DENSE_CASES)
+@pytest.mark.parametrize(
+    "build", [PROVIDERS["kernel-bf16"].build, lambda *a: Eager(*a).bfloat16()], ids=["kernel", "eager"]
+)
+def test_bf16_provider_is_near_the_reference(name, build):
+    """Every step rounds the state once, and in what is added to it up to six factors: the weights and inputs of three
+    layers. With the first in proportion to the state and the others to the largest change, likewise going back.
+    """
+    case = small(name)
+    nca, state = make_nca(case).double(), PROVIDERS["kernel-bf16"].state(case)
+    expected, d_expected = gradients(reference(nca, case), state.double())
+    out, d_state = gradients(build(make_nca(case), case), state)
+    assert out.dtype == d_state.dtype == torch.bfloat16
+
+    def bound(value, change):
+        return case.steps * BF16_ROUNDOFF * (value.abs() + 6 * change.abs().max())
+
+    error = bound(expected, expected - state.double())
+    assert ((out.double() - expected).abs() <= error).all()
+    # The gradient of the sum of squares is 2 out, and starts with twice its error.
+    d_error = 2 * error + bound(d_expected, d_expected - 2 * expected)
+    assert ((d_state.double() - d_expected).abs() <= d_error).all()
 
 
 def test_saved_bytes_counts_each_storage_once_and_no_parameter():

@@ -4,8 +4,8 @@ import pytest
 from cases import load_cases
 from compare import check_comparable, compare
 from measure import Timing
-from record import read, saved_row, timing_rows, write
-from report import replace_between_markers, table
+from record import plain_row, read, saved_row, timing_rows, write
+from report import replace_between_markers, report
 
 CASE = load_cases()["A"]
 RUN = {
@@ -40,11 +40,31 @@ def test_record_survives_the_file_and_carries_its_conditions(rows, tmp_path):
     assert write(rows, RUN | {"dirty": True}, tmp_path).name.endswith("-dirty.jsonl")
 
 
-def test_table_shows_ratios_and_conditions(rows):
-    text = table([RUN | row for row in rows])
-    assert "| A | forward | 2.10 | 52.43 | 25.0x | 20x eager, 4x compile |" in text
-    assert "| A | 1000 | 64 |" in text
+def test_report_shows_figures_ratios_and_conditions(rows):
+    text = report([RUN | row for row in rows])
+    assert "| A | forward | 2.10 | 52.43 |" in text
+    assert "| A | forward | 25.0x | 20x eager, 4x compile |" in text
+    assert "| A | forward + backward | 1000 | 64 |" in text
     assert "2 threads of 8 logical CPUs" in text
+    assert "MiB" not in text and "bfloat16" not in text and "FMA" not in text  # no rows, no table
+
+
+def test_report_shows_what_only_some_cases_and_modes_have():
+    dense = load_cases()["C"]  # 131072 cell-steps
+    timings = {"kernel": Timing(9.0, 10.0, 11.0, 50), "kernel-bf16": Timing(4.0, 5.0, 6.0, 50)}
+    rows = [*timing_rows(CASE, "forward", {"kernel": timings["kernel"]}), *timing_rows(dense, "forward", timings)]
+    rows += [plain_row(CASE, "kernel", "training", "peak", "MiB", 7.4)]
+    rows += [plain_row(dense, "kernel-bf16", "forward", "peak", "MiB", 3.6)]
+    for threads, value in ((1, 30.0), (2, 54.0)):
+        rows.append(plain_row(CASE, "kernel", "forward", f"throughput-{threads}threads", "", value))
+    rows.append(plain_row(CASE, "kernel", "forward", "fma-share", "", 0.415))
+    text = report([RUN | row for row in rows])
+    assert "| C | forward | - | 26.21 | - | 2.0x |" in text
+    assert "| A | forward + backward | 7 |" in text
+    assert "| C | forward | - | 4 |" in text
+    assert "| case | pass | 1 thread | 2 threads | 2 / 1 | share of FMA peak |" in text
+    assert "| A | forward | 30.00 | 54.00 | 1.8x | 42% |" in text
+    assert max(line.count("|") for line in text.splitlines()) <= 8
 
 
 def test_table_replaces_what_lies_between_the_markers():
@@ -61,6 +81,11 @@ def test_compare_shows_the_ratio_of_equal_rows(rows):
     lines = compare(before, after).splitlines()[1:]
     assert len(lines) == 3
     assert all(line.endswith("2.00x") for line in lines)
+
+
+def test_compare_takes_every_metric():
+    rows = [RUN | plain_row(CASE, "kernel", "forward", metric, "", 2.0) for metric in ("peak", "throughput-2threads")]
+    assert [line.split()[-1] for line in compare(rows, rows).splitlines()[1:]] == ["1.00x", "1.00x"]
 
 
 @pytest.mark.parametrize(("group", "name"), [("machine", "cpu"), ("machine", "torch_threads"), ("versions", "torch")])

@@ -12,7 +12,7 @@ struct Sum {
 
 constexpr int kGradientFoldCells = 2048;
 
-struct GradientSums {
+struct alignas(64) GradientSums {      // its counters change with every batch: no line is shared by threads
   Sum out_w, perceive_w, perceive_b;   // over all steps
   Sum outer, hidden;                   // sum of g v^T [hp][V] and of g [hp] of the current slot and step,
   double *outer_slots, *hidden_slots;  // where g is the gradient of the activation's input; [slots] of each

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "nca.h"
+#include "peak.h"
 #include "storage.h"
 
 namespace py = pybind11;
@@ -34,6 +35,15 @@ const Variant& find_variant(const std::string& name) {
       return table[i];
     }
   throw py::value_error("this build has no instruction set '" + name + "'");
+}
+
+using Forward = void (*)(const ForwardArgs&);
+
+Forward find_amx(const RolloutArgs& args) {
+  if (!amx::supported()) throw py::value_error("this machine has no AMX tiles for bfloat16");
+  if (args.storage != Storage::kBFloat16 || args.perception != Perception::kDense || args.norm != Norm::kNone)
+    throw py::value_error("AMX tiles compute dense perception without norm on a bfloat16 state only");
+  return amx::fwd;
 }
 
 // Reads the arrays of one call by name.
@@ -131,9 +141,10 @@ void fwd(const py::dict& tensors, const py::dict& options) {
   ForwardArgs args{};
   const Sizes sizes = read(arrays, options, &args);
   args.out = arrays.get("out", sizes.state, storage_bytes(args.storage));
-  const Variant& variant = find_variant(py::cast<std::string>(options["isa"]));
+  const auto compute = py::cast<bool>(options["use_amx"]) ? find_amx(args)
+                                                          : find_variant(py::cast<std::string>(options["isa"])).fwd;
   const py::gil_scoped_release unlocked;
-  variant.fwd(args);
+  compute(args);
 }
 
 void bwd(const py::dict& tensors, const py::dict& options) {
@@ -170,8 +181,10 @@ py::dict list_variants() {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "Fused NCA rollouts on the CPU; called through ncakern.backends.cpu.";
+  module.doc() = "Fused NCA rollouts on the CPU; called through ncakern.backends.cpu and ncakern.arrays.";
   module.def("fwd", &fwd, py::arg("arrays"), py::arg("options"));
   module.def("bwd", &bwd, py::arg("arrays"), py::arg("options"));
   module.def("variants", &list_variants);
+  module.def("has_amx", &amx::supported);
+  module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("rounds"), py::call_guard<py::gil_scoped_release>());
 }

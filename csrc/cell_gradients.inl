@@ -79,8 +79,15 @@ struct CellGradients : Adjoint {
       }
   }
 
-  // s.v, s.d_delta of n firing cells -> s.d_v, and the sums that the weights' gradients are made of.
-  void cells_batch(Scratch& s, GradientSums& sum, int slot, int n) const {
+  // Where the gradient of a firing cell's perception goes.
+  struct Target {
+    float *d_x, *d_y;
+  };
+
+  // s.v, s.d_delta of n firing cells -> the gradients of their perceptions, and the sums that the weights' gradients
+  // are made of.
+  void cells_batch(Scratch& s, GradientSums& sum, int slot, int n, const Target* targets) const {
+    if (n == 0) return;
     const Panels w = folded(slot), wt{out_wt, Cp, hp};
     const StridedRows d_delta{s.d_delta, Cp};
     for (int j = 0; j < hp; j += kPanel) {
@@ -99,16 +106,16 @@ struct CellGradients : Adjoint {
                     Cp);
       add_column_sums(s.d_hidden, kPanel, n, width, sum.hidden.partial + j);
     }
+    for (int i = 0; i < n; ++i) {
+      const float* d_v = s.d_v + int64_t{i} * V;
+      add(d_v, targets[i].d_x, Cp);
+      copy(d_v + Cp, targets[i].d_y, d_y_cell);
+    }
     sum.cells_pending += n;
     if (sum.cells_pending >= kGradientFoldCells) sum.fold_cells();
   }
 
-  // Where the gradient of a firing cell's perception goes.
-  struct Target {
-    float *d_x, *d_y;
-  };
-
-  // The perception of all cells into y (with norm) or of this row (without), gradients of firing cells into d_source
+  // The perception of all cells into y (with norm) or of firing ones (without), gradients of firing cells into d_source
   // and d_y; d_y is zero elsewhere.
   void cells_sweep(Scratch& s, GradientSums& sum, int step, const float* source, std::vector<Target>& targets) const {
     int previous = -1;
@@ -116,53 +123,55 @@ struct CellGradients : Adjoint {
     for_groups([&](int64_t first, int count, int slot) {
       if (slot != previous) select_slot(sum, slot);
       previous = slot;
-      const float* centre = centres + (groups > 1 ? int64_t{slot} * V : 0);
       draw_fire(first, count, step, s.fire);
-      int n = 0;
-      auto flush = [&] {
-        if (n == 0) return;
-        cells_batch(s, sum, slot, n);
-        for (int i = 0; i < n; ++i) {
-          const float* d_v = s.d_v + int64_t{i} * V;
-          add(d_v, targets[i].d_x, Cp);
-          copy(d_v + Cp, targets[i].d_y, d_y_cell);
-        }
-        n = 0;
-      };
+      const int firing = list_firing(s.fire, count, s.firing, s.firing_padded);
+      int n = 0, q = 0;
       for (int r = 0; r < count; ++r) {
-        const int64_t row = first + r;
-        const int firing = list_firing(s.fire + int64_t{r} * W, s.firing);
-        float* y_row = y + row * W * d_y_cell;
-        float* d_y_row = d_y + row * d_y_row_floats;
-        std::memset(d_y_row, 0, sizeof(float) * d_y_row_floats);
-        find_tap_rows(source, row, s.tap_rows);
+        int end = q;
+        while (end < firing && s.firing[end] < (r + 1) * W) ++end;
+        std::memset(d_y + (first + r) * d_y_row_floats, 0, sizeof(float) * d_y_row_floats);
+        find_tap_rows(source, first + r, s.tap_rows);
         if (has_norm || !dense)
-          perceive_row(s, y_row);
+          perceive_row(s, y + (first + r) * W * d_y_cell);
         else
-          perceive_listed(s, firing, y_row);
-        for (int q = 0; q < firing; ++q) {
-          const int w = s.firing[q];
-          centred(cell(source, row, w), y_row + int64_t{w} * d_y_cell, centre, s.v + int64_t{n} * V);
-          const int64_t at = (row * W + w) * Cp;
-          for (int c = 0; c < Cp; c += kVL)
-            store(s.d_delta + int64_t{n} * Cp + c, masked(load(d_state + at + c), free_channels + c));
-          targets[n] = {d_source + at, d_y_row + int64_t{w + 2 * pw} * d_y_cell};
-          if (++n == batch_cells) flush();
+          perceive_listed(s, s.firing + q, end - q, r * W, y + first * W * d_y_cell);
+        for (int m; q < end; q += m) {
+          m = std::min(end - q, batch_cells - n);
+          add_listed(s, slot, first, q, m, source, n, targets.data());
+          n += m;
+          if (n == batch_cells) cells_batch(s, sum, slot, n, targets.data()), n = 0;
         }
       }
-      flush();
+      cells_batch(s, sum, slot, n, targets.data());
     });
     sum.fold_cells();
   }
 
-  // Dense perception of the listed cells of a row only.
-  void perceive_listed(Scratch& s, int firing, float* y_row) const {
+  // Cells q to q + m of the list become number n and following of the batch.
+  void add_listed(Scratch& s, int slot, int64_t first, int q, int m, const float* source, int n,
+                  Target* targets) const {
+    const float* centre = centres + (groups > 1 ? int64_t{slot} * V : 0);
+    const int *at = s.firing + q, *padded_at = s.firing_padded + q;
+    const int64_t origin = first * W;
+    float* v = s.v + int64_t{n} * V;
+    gather(cell(source, first, 0), padded_at, m, Cp, centre, v, V, difference);
+    gather(y + origin * d_y_cell, at, m, d_y_cell, centre + Cp, v + Cp, V, difference);
+    gather(d_state + origin * Cp, at, m, Cp, free_channels, s.d_delta + int64_t{n} * Cp, Cp, masked);
+    for (int i = 0; i < m; ++i) {
+      const int r = at[i] / W, w = at[i] % W;
+      targets[n + i] = {d_source + (origin + at[i]) * Cp,
+                        d_y + (first + r) * d_y_row_floats + int64_t{w + 2 * pw} * d_y_cell};
+    }
+  }
+
+  // Dense perception of the listed cells of one row, whose first cell has the number `row_begin`.
+  void perceive_listed(Scratch& s, const int* listed, int firing, int row_begin, float* to) const {
     for (int q0 = 0; q0 < firing; q0 += kLargeBatch) {
       const int n = std::min(kLargeBatch, firing - q0);
-      for (int i = 0; i < n; ++i) add_cell_taps(s, i, s.firing[q0 + i]);
+      for (int i = 0; i < n; ++i) add_cell_taps(s, i, listed[q0 + i] - row_begin);
       perceive_dense(s, n, s.y_row, d_y_cell);
       for (int i = 0; i < n; ++i)
-        copy(s.y_row + int64_t{i} * d_y_cell, y_row + int64_t{s.firing[q0 + i]} * d_y_cell, d_y_cell);
+        copy(s.y_row + int64_t{i} * d_y_cell, to + int64_t{listed[q0 + i]} * d_y_cell, d_y_cell);
     }
   }
 
@@ -280,9 +289,7 @@ struct CellGradients : Adjoint {
       for (int64_t row = chunk_begin(chunk); row < chunk_end(chunk); ++row)
         for (int w0 = 0; w0 < W; w0 += kCells) {
           const int n = std::min(kCells, W - w0);
-          for (int i = 0; i < n; ++i)
-            centred(cell(source, row, w0 + i), y + (row * W + w0 + i) * d_y_cell, centres + g * V,
-                    s.v + int64_t{i} * V);
+          centred(cell(source, row, w0), y + (row * W + w0) * d_y_cell, centres + g * V, n, s.v);
           product<Start::kBias>(StridedRows{s.v, V}, map_matrix + g * V * V, V, V, V, map_bias + g * V, s.d_v, V, n);
           for (int i = 0; i < n; ++i) {
             const float* d_v = s.d_v + int64_t{i} * V;

@@ -1,5 +1,27 @@
 // One step: norm statistics, the dense weights they fold into, and the update of the firing cells.
 
+constexpr int kUnits = 16;                           // hidden units whose statistics are computed at once
+constexpr int kFormRows = kRegisters == 32 ? 4 : 1;  // accumulators: rows * kUnits doubles
+
+// form[q] += sum of w_i[q] m[i][j] w[j][q] over R rows i of m and all n columns j: a share of w^T m w for kUnits
+// columns q.
+template <int R>
+static void add_form(const double* m, int n, const double* w_i, const double* w, double* form) {
+  typedef double vd __attribute__((vector_size(kVL * 4), may_alias, aligned(8)));
+  constexpr int kWidth = kVL / 2, kParts = kUnits / kWidth;
+  vd sum[R][kParts] = {};
+  for (int j = 0; j < n; ++j)
+#pragma GCC unroll 8
+    for (int p = 0; p < kParts; ++p) {
+      const vd column = *(const vd*)(w + j * kUnits + p * kWidth);
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) sum[i][p] += (m[int64_t{i} * n + j] - vd{}) * column;
+    }
+  for (int i = 0; i < R; ++i)
+    for (int p = 0; p < kParts; ++p)
+      *(vd*)(form + p * kWidth) += sum[i][p] * *(const vd*)(w_i + i * kUnits + p * kWidth);
+}
+
 struct Engine : Perceiver {
   int batch_cells;             // firing cells per product
   float *hidden_w, *hidden_b;  // [V][hp], [hp] before folding
@@ -84,9 +106,11 @@ struct Engine : Perceiver {
         find_tap_rows(source, row, s.tap_rows);
         perceive_row(s, y_row);
         if (!with_moments) continue;
-        for (int w = 0; w < W; ++w) {
-          centred(cell(source, row, w), y_row + int64_t{w} * F * Cp, s.pivot, s.v + int64_t{n} * V);
-          if (++n == kMomentBatch) add_batch();
+        for (int w = 0, m; w < W; w += m) {
+          m = std::min(W - w, kMomentBatch - n);
+          centred(cell(source, row, w), y_row + int64_t{w} * F * Cp, s.pivot, m, s.v + int64_t{n} * V);
+          n += m;
+          if (n == kMomentBatch) add_batch();
         }
         if (pending >= kFoldCells) fold();
       }
@@ -98,7 +122,7 @@ struct Engine : Perceiver {
   void reduce_moments(Scratch& s, const float* source, double* stats) const {
     const int per_group = chunks / groups;
     const double inverse = 1.0 / (double(cells) * (groups > 1 ? 1 : B));
-    std::vector<double> shift(V);
+    std::vector<double> shift(V), sums(V);
     for (int g = 0; g < groups; ++g) {
       const double* moments = chunk_moments + int64_t{g} * per_group * (V + V * V);
       double *mean = stats + g * stats_width(), *covariance = mean + V_logical;
@@ -110,39 +134,39 @@ struct Engine : Perceiver {
       for (int i = omp_get_thread_num(); i < V_logical; i += omp_get_num_threads()) {
         const int ip = padded(i);
         mean[i] = s.pivot[ip] + shift[ip];
-        for (int j = i; j < V_logical; ++j) {
-          const double* entry = moments + V + int64_t{ip} * V + padded(j);
-          double sum = 0;
-          for (int c = 0; c < per_group; ++c) sum += entry[int64_t{c} * (V + V * V)];
-          covariance[i * V_logical + j] = covariance[j * V_logical + i] = sum * inverse - shift[ip] * shift[padded(j)];
+        std::fill(sums.begin(), sums.end(), 0.0);
+        for (int c = 0; c < per_group; ++c) {
+          const double* row = moments + int64_t{c} * (V + V * V) + V + int64_t{ip} * V;
+          for (int j = ip / kVL * kVL; j < V; ++j) sums[j] += row[j];
         }
+        for (int j = i; j < V_logical; ++j)
+          covariance[i * V_logical + j] = covariance[j * V_logical + i] =
+              sums[padded(j)] * inverse - shift[ip] * shift[padded(j)];
       }
     }
   }
 
   // hidden = W v is linear in v, so its mean and variance follow from those of v: this thread's share of hidden units.
   void hidden_statistics(const double* stats) const {
-    constexpr int kBlock = 16;
     int64_t begin, end;
-    share((hp + kBlock - 1) / kBlock, &begin, &end);
-    std::vector<double> w(int64_t{V_logical} * kBlock);
+    share((hp + kUnits - 1) / kUnits, &begin, &end);
+    std::vector<double> w(int64_t{V_logical} * kUnits);
     for (int64_t block = begin; block < end; ++block) {
-      const int o0 = int(block) * kBlock, n = std::min(kBlock, hp - o0);
+      const int o0 = int(block) * kUnits, n = std::min(kUnits, hp - o0);
       std::fill(w.begin(), w.end(), 0.0);
       for (int v = 0; v < V_logical; ++v)
-        for (int q = 0; q < n; ++q) w[v * kBlock + q] = hidden_w[int64_t{padded(v)} * hp + o0 + q];
+        for (int q = 0; q < n; ++q) w[v * kUnits + q] = hidden_w[int64_t{padded(v)} * hp + o0 + q];
       for (int g = 0; g < groups; ++g) {
         const double *mean = stats + g * stats_width(), *covariance = mean + V_logical;
-        double mu[kBlock] = {}, variance[kBlock] = {};
-        for (int i = 0; i < V_logical; ++i) {
-          double inner[kBlock] = {};
-          for (int j = 0; j < V_logical; ++j)
-            for (int q = 0; q < kBlock; ++q) inner[q] += covariance[i * V_logical + j] * w[j * kBlock + q];
-          for (int q = 0; q < kBlock; ++q) {
-            mu[q] += mean[i] * w[i * kBlock + q];
-            variance[q] += inner[q] * w[i * kBlock + q];
-          }
-        }
+        double mu[kUnits] = {}, variance[kUnits] = {};
+        for (int v = 0; v < V_logical; ++v)
+          for (int q = 0; q < kUnits; ++q) mu[q] += mean[v] * w[v * kUnits + q];
+        int i = 0;
+        for (; i + kFormRows <= V_logical; i += kFormRows)
+          add_form<kFormRows>(covariance + int64_t{i} * V_logical, V_logical, w.data() + i * kUnits, w.data(),
+                              variance);
+        for (; i < V_logical; ++i)
+          add_form<1>(covariance + int64_t{i} * V_logical, V_logical, w.data() + i * kUnits, w.data(), variance);
         for (int q = 0; q < n; ++q) {
           mean_h[g * hp + o0 + q] = mu[q];
           rstd[g * hp + o0 + q] = 1.0 / std::sqrt(std::max(variance[q], 0.0) + kNormEps);
@@ -212,43 +236,54 @@ struct Engine : Perceiver {
       else
         product<Start::kAccumulate>(a, out_w + int64_t{j} * Cp, Cp, width, Cp, nullptr, s.delta, Cp, n);
     }
-    for (int i = 0; i < n; ++i) {
-      float* target = s.targets[i];
-      for (int c = 0; c < Cp; c += kVL)
-        store(target + c, load(target + c) + masked(load(s.delta + i * Cp + c), free_channels + c));
-      round_values(args.storage, target, Cp);
-    }
+    add_masked(s.delta, Cp, free_channels, n, s.targets);
+    for (int i = 0; args.storage != Storage::kFloat32 && i < n; ++i) round_values(args.storage, s.targets[i], Cp);
   }
 
   // One step of this thread's rows: next = current + fire * d(source). `y` holds the perception of all cells, or is
   // null and the perception is computed here. next may be current if y is given.
   void update_rows(Scratch& s, int step, const float* source, const float* current, float* next, const float* y) const {
-    const bool gather_dense = dense && y == nullptr;
     for_groups([&](int64_t first, int count, int slot) {
       draw_fire(first, count, step, s.fire);
-      int n = 0;
-      for (int i = 0; i < count; ++i) {
-        const int64_t row = first + i;
-        if (next != current) std::memcpy(cell(next, row, -pw), cell(current, row, -pw), sizeof(float) * row_floats);
-        const int firing = list_firing(s.fire + int64_t{i} * W, s.firing);
-        const float* y_row = y != nullptr ? y + row * W * F * Cp : s.y_row;
-        if (y == nullptr) find_tap_rows(source, row, s.tap_rows);
-        if (y == nullptr && !dense) perceive_row(s, s.y_row);
-        for (int q = 0; q < firing; ++q) {
-          const int w = s.firing[q];
-          float* v = s.v + int64_t{n} * V;
-          if (gather_dense) {
-            copy(cell(source, row, w), v, Cp);
-            add_cell_taps(s, n, w);
-          } else {
-            gather(cell(source, row, w), y_row + int64_t{w} * F * Cp, v);
-          }
-          s.targets[n] = cell(next, row, w);
-          if (++n == batch_cells) update_batch(s, slot, n, gather_dense), n = 0;
-        }
+      for (int64_t row = first; next != current && row < first + count; ++row)
+        std::memcpy(cell(next, row, -pw), cell(current, row, -pw), sizeof(float) * row_floats);
+      if (y != nullptr) {
+        const int firing = list_firing(s.fire, count, s.firing, s.firing_padded);
+        int n = 0;
+        update_listed(s, slot, firing, cell(source, first, 0), y + first * W * F * Cp, cell(next, first, 0), &n);
+        update_batch(s, slot, n, false);
+      } else {
+        update_perceiving(s, first, count, slot, source, next);
       }
-      update_batch(s, slot, n, gather_dense);
-      for (int i = 0; i < count; ++i) fill_halo(next, first + i);
+      for (int64_t row = first; row < first + count; ++row) fill_halo(next, row);
     });
+  }
+
+  // The same for rows whose perception is not stored.
+  void update_perceiving(Scratch& s, int64_t first, int count, int slot, const float* source, float* next) const {
+    int n = 0;
+    for (int i = 0; i < count; ++i) {
+      const int firing = list_firing(s.fire + int64_t{i} * W, 1, s.firing, s.firing_padded);
+      const float* x = cell(source, first + i, 0);
+      find_tap_rows(source, first + i, s.tap_rows);
+      if (!dense) perceive_row(s, s.y_row);
+      update_listed(s, slot, firing, x, dense ? nullptr : s.y_row, cell(next, first + i, 0), &n);
+    }
+    update_batch(s, slot, n, dense);
+  }
+
+  // Puts the listed cells into the batch of n cells, and updates them whenever it is full. x, y and next are where the
+  // list begins; without y the dense perception comes from the taps.
+  void update_listed(Scratch& s, int slot, int firing, const float* x, const float* y, float* next, int* n) const {
+    for (int q = 0, m; q < firing; q += m) {
+      m = std::min(firing - q, batch_cells - *n);
+      float* v = s.v + int64_t{*n} * V;
+      gather(x, s.firing_padded + q, m, Cp, x, v, V, unchanged);
+      if (y != nullptr) gather(y, s.firing + q, m, F * Cp, y, v + Cp, V, unchanged);
+      for (int i = 0; y == nullptr && i < m; ++i) add_cell_taps(s, *n + i, s.firing[q + i]);
+      for (int i = 0; i < m; ++i) s.targets[*n + i] = next + int64_t{s.firing_padded[q + i]} * Cp;
+      *n += m;
+      if (*n == batch_cells) update_batch(s, slot, *n, y == nullptr), *n = 0;
+    }
   }
 };

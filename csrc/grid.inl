@@ -18,9 +18,10 @@ static inline int padded_index(int i, int n, Padding padding) {
 }
 
 constexpr int kSmallBatch = 24, kLargeBatch = 96;  // firing cells per product; small while all weights fit in L1
-constexpr int kMomentBatch = 48;                   // cells per update of the second moments
+constexpr int kMomentBatch = 96;                   // cells per update of the second moments
 constexpr int kFoldCells = 1024;                   // float32 sums run over at most about so many cells
 constexpr int kGroupCells = 1024;                  // cells whose fire bits are drawn at once
+constexpr int kFetchAhead = 24;                    // cells
 
 struct Grid {
   const RolloutArgs& args;
@@ -51,8 +52,8 @@ struct Grid {
     leaky = a.activation == Activation::kLeakyRelu, whole_fires = a.fire_threshold >= (uint64_t{1} << 32);
     groups = a.norm == Norm::kInstance ? B : 1;
     slots = groups > 1 || a.scale != nullptr ? B : 1;
-    const int64_t moment_bytes = int64_t{8} * (V + int64_t{V} * V);
-    const int wanted = int(std::clamp<int64_t>((int64_t{8} << 20) / moment_bytes, 16, 128));
+    const int64_t moment_bytes = int64_t{8} * (V + int64_t{V} * V);  // of a chunk, with a norm
+    const int wanted = has_norm ? int(std::clamp<int64_t>((int64_t{8} << 20) / moment_bytes, 16, 128)) : 512;
     // Not below 512 cells either: shorter pieces leave products and fire bits half empty.
     chunks_per_sample = int(std::clamp<int64_t>(cells / 512, 1, std::min<int64_t>(plane, std::max(1, wanted / B))));
     chunks = B * chunks_per_sample;
@@ -122,14 +123,18 @@ struct Grid {
 
   // ---- padded states -----------------------------------------------------------------------------------
 
-  float* cell(float* state, int64_t row, int w) const { return state + row * row_floats + int64_t{w + pw} * Cp; }
-  const float* cell(const float* state, int64_t row, int w) const { return cell(const_cast<float*>(state), row, w); }
+  // T: float, or how the values of a state are stored.
+  template <class T>
+  T* cell(T* state, int64_t row, int w) const {
+    return state + row * row_floats + int64_t{w + pw} * Cp;
+  }
 
-  void fill_halo(float* state, int64_t row) const {
+  template <class T>
+  void fill_halo(T* state, int64_t row) const {
     for (int i = 1; i <= pw; ++i)
       for (int w : {-i, W - 1 + i}) {
         if (map_w[w] < 0)
-          std::memset(cell(state, row, w), 0, sizeof(float) * Cp);
+          std::memset(cell(state, row, w), 0, sizeof(T) * Cp);
         else
           copy(cell(state, row, map_w[w]), cell(state, row, w), Cp);
       }
@@ -159,13 +164,14 @@ struct Grid {
   }
 
   // Leftmost taps of the row's first cell, for every (D, H) offset of the filter.
-  void find_tap_rows(const float* state, int64_t row, const float** taps) const {
+  template <class T>
+  void find_tap_rows(const T* state, int64_t row, const T** taps) const {
     const int64_t sample = row / plane;
     const int d = int(row % plane / H), y = int(row % H);
     for (int i = -pd; i <= pd; ++i)
       for (int j = -ph; j <= ph; ++j) {
         const int dd = map_d[d + i], yy = map_h[y + j];
-        *taps++ = dd < 0 || yy < 0 ? zero_row : state + ((sample * D + dd) * H + yy) * row_floats;
+        *taps++ = dd < 0 || yy < 0 ? (const T*)zero_row : state + ((sample * D + dd) * H + yy) * row_floats;
       }
   }
 
@@ -182,39 +188,60 @@ struct Grid {
     const uint32_t k0 = uint32_t(args.seed), k1 = uint32_t(args.seed >> 32), t = args.first_step + uint32_t(step);
     const uint32_t sample = args.first_sample + uint32_t(first / plane);
     constexpr int kLanes = 64;
-    uint32_t x[kLanes], row[kLanes], words[4][kLanes];
-    int row_of[kLanes], begin_of[kLanes];  // where the four words go: row of the group, first cell (may be outside)
+    const uint32_t threshold = uint32_t(args.fire_threshold);
+    uint32_t x[kLanes], row[kLanes], bits[kLanes];  // bits: four bytes, one per cell
+    struct Piece {
+      int row, lane, lanes;
+      int64_t block;
+    } pieces[kLanes];  // what of the lanes belongs to one row of the group
     int64_t block = 0;
     for (int r = 0; r < count;) {
-      int n = 0;
-      for (; n < kLanes && r < count; ++n) {
-        x[n] = uint32_t(x_begin + block), row[n] = global_row(first + r);
-        row_of[n] = r, begin_of[n] = int((x_begin + block) * 4 - args.origin[2]);
-        if (++block == blocks) block = 0, ++r;
+      int n = 0, num_pieces = 0;
+      while (n < kLanes && r < count) {
+        const int lanes = int(std::min<int64_t>(kLanes - n, blocks - block));
+        pieces[num_pieces++] = {r, n, lanes, block};
+        for (int i = 0; i < lanes; ++i) x[n + i] = uint32_t(x_begin + block + i), row[n + i] = global_row(first + r);
+        n += lanes, block += lanes;
+        if (block == blocks) block = 0, ++r;
       }
       for (int i = n; i < kLanes; ++i) x[i] = row[i] = 0;
 #pragma GCC ivdep
       for (int i = 0; i < kLanes; ++i) {
-        uint32_t out[4];
-        philox4x32(x[i], row[i], sample, t, k0, k1, out);
-        words[0][i] = out[0], words[1][i] = out[1], words[2][i] = out[2], words[3][i] = out[3];
+        uint32_t word[4];
+        philox4x32(x[i], row[i], sample, t, k0, k1, word);
+        bits[i] = pack_bytes(word[0] < threshold, word[1] < threshold, word[2] < threshold, word[3] < threshold);
       }
-      for (int i = 0; i < n; ++i)
-        for (int q = 0; q < 4; ++q) {
-          const int w = begin_of[i] + q;
-          if (w >= 0 && w < W) fire[int64_t{row_of[i]} * W + w] = words[q][i] < args.fire_threshold;
-        }
+      for (int p = 0; p < num_pieces; ++p) {
+        const Piece& piece = pieces[p];
+        const int64_t begin = (x_begin + piece.block) * 4 - args.origin[2];  // first and last cells may lie outside
+        const int64_t from = std::max<int64_t>(begin, 0), to = std::min<int64_t>(begin + 4 * piece.lanes, W);
+        std::memcpy(fire + int64_t{piece.row} * W + from, (const char*)(bits + piece.lane) + (from - begin), to - from);
+      }
     }
+  }
+  static uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    return a | b << 8 | c << 16 | d << 24;
+#else
+    return d | c << 8 | b << 16 | a << 24;
+#endif
   }
   uint32_t global_row(int64_t row) const {
     return uint32_t((args.origin[0] + row % plane / H) * args.extent[1] + args.origin[1] + row % H);
   }
-  int list_firing(const uint8_t* fire, int* firing) const {
+  // The firing cells of `count` rows: where they lie in an array of cells and in a padded state, in cells from the
+  // first. Behind them follow kFetchAhead more entries that may be read.
+  int list_firing(const uint8_t* fire, int count, int* cells_at, int* padded_at) const {
+    const int width = W;
     int n = 0;
-    for (int w = 0; w < W; ++w) {
-      firing[n] = w;
-      n += fire[w];
-    }
+    for (int r = 0; r < count; ++r)
+      for (int w = 0; w < width; ++w) {
+        cells_at[n] = r * width + w;
+        padded_at[n] = r * (width + 2 * pw) + w;
+        n += fire[r * width + w];
+      }
+    std::fill(cells_at + n, cells_at + n + kFetchAhead, 0);
+    std::fill(padded_at + n, padded_at + n + kFetchAhead, 0);
     return n;
   }
 };

@@ -72,4 +72,10 @@ struct Variant {
 // The variants compiled into this build, best first.
 const Variant* variants(int* count);
 
+// Beside the variants: the forward rollout of dense perception without norm on a bfloat16 state, with bfloat16 products.
+namespace amx {
+bool supported();  // also asks the system for the use of the tiles
+void fwd(const ForwardArgs&);
+}  // namespace amx
+
 }  // namespace ncakern

@@ -16,7 +16,7 @@ NCA_INLINE void depthwise_block(const float* const* rows, int tap_rows, int64_t 
 #pragma GCC unroll 16
   for (int i = 0; i < CB; ++i) acc[i] = accumulate ? load(out + i * out_cell) : start;
   for (int r = 0; r < tap_rows; ++r) {
-    const float* x = rows[r] + offset;
+    const float* x = opaque(rows[r] + offset);
     vf w[kTaps];
 #pragma GCC unroll 8
     for (int e = 0; e < kTaps; ++e) w[e] = load(weight + (r * kTaps + e) * weight_cell);
@@ -42,7 +42,9 @@ NCA_INLINE void depthwise_cell(const float* const* rows, int tap_rows, int taps,
   store(out, acc);
 }
 
-constexpr int kConvCells = kRegisters == 32 ? (kVL == 16 ? 8 : 12) : 8;
+template <int n>
+using Cells = std::integral_constant<int, n>;
+constexpr int kConvCells = kRegisters == 32 ? (kVL == 4 ? 12 : 16) : 8;
 
 struct DepthwiseRow {
   const float* const* rows;  // [tap_rows], leftmost tap of the first cell
@@ -61,16 +63,20 @@ static void depthwise_row_cells(const DepthwiseRow& p, int n) {
   const int64_t cell = kCell > 0 ? kCell : p.cell, out_cell = kCell > 0 ? kCell : p.out_cell;
   for (int c = 0; c < p.channels; c += kVL) {
     const vf start = p.bias != nullptr ? load(p.bias + c) : vf{};
+    auto block = [&](auto cells, int i) {
+      depthwise_block<kTaps, kCell, cells>(p.rows, p.tap_rows, i * cell + c, cell, p.weight + c, p.channels, start,
+                                           p.accumulate, p.out + i * out_cell + c, out_cell);
+    };
     int i = 0;
-    for (; i + kConvCells <= n; i += kConvCells)
-      depthwise_block<kTaps, kCell, kConvCells>(p.rows, p.tap_rows, i * cell + c, cell, p.weight + c, p.channels, start,
-                                                p.accumulate, p.out + i * out_cell + c, out_cell);
-    for (; i + 4 <= n; i += 4)
-      depthwise_block<kTaps, kCell, 4>(p.rows, p.tap_rows, i * cell + c, cell, p.weight + c, p.channels, start,
-                                       p.accumulate, p.out + i * out_cell + c, out_cell);
-    for (; i < n; ++i)
-      depthwise_block<kTaps, kCell, 1>(p.rows, p.tap_rows, i * cell + c, cell, p.weight + c, p.channels, start,
-                                       p.accumulate, p.out + i * out_cell + c, out_cell);
+    for (; i + kConvCells <= n; i += kConvCells) block(Cells<kConvCells>{}, i);
+    // The rest of a row: a block that ends with it computes some cells twice, which is cheaper than one cell at a time.
+    if (i < n && n >= kConvCells && !p.accumulate) {
+      n - i <= kConvCells / 2 ? block(Cells<kConvCells / 2>{}, n - kConvCells / 2)
+                              : block(Cells<kConvCells>{}, n - kConvCells);
+      continue;
+    }
+    for (; i + 4 <= n; i += 4) block(Cells<4>{}, i);
+    for (; i < n; ++i) block(Cells<1>{}, i);
   }
 }
 
@@ -108,7 +114,7 @@ NCA_INLINE void depthwise_grad_block(const float* const* rows, int64_t offset, i
   for (int i = 0; i < CB; ++i) d[i] = load(d_y + i * d_y_cell);
 #pragma GCC unroll 4
   for (int r = 0; r < RR; ++r) {
-    const float* x = rows[r] + offset;
+    const float* x = opaque(rows[r] + offset);
 #pragma GCC unroll 16
     for (int i = 0; i < CB + kTaps - 1; ++i) {
       const vf v = in_register(load(x + i * cell));

@@ -10,10 +10,45 @@ struct Scratch {
   const float*** cell_tap_rows;     // [taps of D and H] -> cell_taps
   float** targets;                  // [kLargeBatch]
   uint8_t* fire;                    // [rows of a group][W]
-  int* firing;                      // [W]
+  int *firing, *firing_padded;      // [rows of a group][W] and kFetchAhead more, see list_firing
   float *moments, *sums;            // [V][V], [V]
   float* pivot;                     // [V]
 };
+
+// Loops over cells take their sizes by value: a store might change a member, for all that the compiler knows.
+
+// to[i] = change(the i-th listed cell, operand). Cells that are wanted soon are fetched: the hardware does not see
+// through the gaps.
+template <class Change>
+static void gather(const float* from, const int* listed, int n, int channels, const float* operand, float* to,
+                   int64_t to_cell, Change change) {
+  for (int c = 0; c < channels; c += kVL) {
+    const vf with = load(operand + c);
+    for (int i = 0; i < n; ++i) {
+      __builtin_prefetch(from + int64_t{listed[i + kFetchAhead]} * channels + c);
+      store(to + i * to_cell + c, change(load(from + int64_t{listed[i]} * channels + c), with));
+    }
+  }
+}
+static vf unchanged(vf v, vf) { return v; }
+static vf difference(vf v, vf centre) { return v - centre; }
+// to[i] = from[i] - centre
+static void subtract(const float* from, int channels, const float* centre, int n, float* to, int64_t to_cell) {
+  for (int c = 0; c < channels; c += kVL) {
+    const vf m = load(centre + c);
+    for (int i = 0; i < n; ++i) store(to + i * to_cell + c, load(from + int64_t{i} * channels + c) - m);
+  }
+}
+// targets[i] += delta[i] where the mask has ones
+static void add_masked(const float* delta, int channels, const float* mask, int n, float* const* targets) {
+  for (int c = 0; c < channels; c += kVL) {
+    const vf free = load(mask + c);
+    for (int i = 0; i < n; ++i) {
+      float* target = targets[i] + c;
+      store(target, load(target) + masked(load(delta + int64_t{i} * channels + c), free));
+    }
+  }
+}
 
 struct Perceiver : Grid {
   // Packed filters: depthwise [F][taps][kw][Cp], dense panels [taps*kw*Cp][F*Cp].
@@ -75,7 +110,8 @@ struct Perceiver : Grid {
       for (int r = 0; r < tap_count; ++r) s.cell_tap_rows[r] = s.cell_taps + int64_t{r} * kLargeBatch;
       s.targets = take<float*>(kLargeBatch);
       s.fire = take<uint8_t>(int64_t{group_rows} * W);
-      s.firing = take<int>(W);
+      s.firing = take<int>(int64_t{group_rows} * W + kFetchAhead);
+      s.firing_padded = take<int>(int64_t{group_rows} * W + kFetchAhead);
       s.moments = take<float>(has_norm ? int64_t{V} * V : 0);
       s.sums = take<float>(V);
       s.pivot = take<float>(V);
@@ -116,12 +152,9 @@ struct Perceiver : Grid {
     if (y != s.y_row) std::memcpy(y, s.y_row, sizeof(float) * W * F * Cp);
   }
 
-  void gather(const float* x, const float* y, float* v) const {
-    copy(x, v, Cp);
-    copy(y, v + Cp, F * Cp);
-  }
-  void centred(const float* x, const float* y, const float* centre, float* v) const {
-    for (int c = 0; c < Cp; c += kVL) store(v + c, load(x + c) - load(centre + c));
-    for (int c = 0; c < F * Cp; c += kVL) store(v + Cp + c, load(y + c) - load(centre + Cp + c));
+  // v[i] = (x, y) - centre of n cells that follow each other.
+  void centred(const float* x, const float* y, const float* centre, int n, float* v) const {
+    subtract(x, Cp, centre, n, v, V);
+    subtract(y, F * Cp, centre + Cp, n, v + Cp, V);
   }
 };

@@ -29,41 +29,39 @@ struct Backward : CellGradients {
     });
   }
 
-  // Thread sums in the order of the threads -> the caller's arrays.
+  // The sums of all threads in their order -> the caller's arrays: this thread's share of them.
   void store_parameters() const {
-    auto total = [&](Sum GradientSums::* member, int64_t i) {
-      double sum = 0;
-      for (int t = 0; t < args.threads; ++t) sum += (sums[t].*member).total[i];
-      return float(sum);
-    };
-    const int taps = tap_count * kw;
-    for (int f = 0; f < F; ++f)
-      for (int co = 0; co < C; ++co) {
-        out.d_perceive_bias[f * C + co] = total(&GradientSums::perceive_b, f * Cp + co);
-        for (int t = 0; t < taps; ++t) {
-          if (!dense) {
-            out.d_perceive_weight[(int64_t{f} * C + co) * taps + t] =
-                total(&GradientSums::perceive_w, (int64_t{f} * taps + t) * Cp + co);
-            continue;
-          }
-          for (int ci = 0; ci < C; ++ci)
-            out.d_perceive_weight[((int64_t{f} * C + co) * C + ci) * taps + t] =
-                total(&GradientSums::perceive_w, int64_t{t * Cp + ci} * d_y_cell + f * Cp + co);
-        }
-      }
-    for (int o = 0; o < h; ++o) {
-      for (int c = 0; c < C; ++c)
-        out.d_out_weight[c * h + o] =
-            c < args.frozen_channels ? 0.0f : total(&GradientSums::out_w, int64_t{o} * Cp + c);
-      for (int v = 0; v < V_logical; ++v)
-        out.d_hidden_weight[int64_t{o} * V_logical + v] = float(grad_hidden_w[int64_t{o} * V + padded(v)]);
-      out.d_hidden_bias[o] = float(grad_hidden_b[o]);
-      if (has_norm) out.d_norm_weight[o] = float(grad_norm_w[o]), out.d_norm_bias[o] = float(grad_norm_b[o]);
-      if (args.scale != nullptr)
-        for (int b = 0; b < B; ++b) {
-          out.d_scale[int64_t{b} * h + o] = float(grad_scale[int64_t{b} * hp + o]);
-          out.d_shift[int64_t{b} * h + o] = float(grad_shift[int64_t{b} * hp + o]);
-        }
+    int64_t begin, end;
+    share(int64_t{F} * C, &begin, &end);
+    for (int64_t filter = begin; filter < end; ++filter) store_filter(int(filter / C), int(filter % C));
+    share(h, &begin, &end);
+    for (int64_t o = begin; o < end; ++o) store_hidden(o);
+  }
+  float total(Sum GradientSums::* member, int64_t i) const {
+    double sum = 0;
+    for (int t = 0; t < args.threads; ++t) sum += (sums[t].*member).total[i];
+    return float(sum);
+  }
+  void store_filter(int f, int co) const {
+    const int taps = tap_count * kw, inputs = dense ? C : 1;
+    out.d_perceive_bias[f * C + co] = total(&GradientSums::perceive_b, f * Cp + co);
+    float* weights = out.d_perceive_weight + (int64_t{f} * C + co) * inputs * taps;
+    for (int t = 0; t < taps; ++t) {
+      if (!dense) weights[t] = total(&GradientSums::perceive_w, (int64_t{f} * taps + t) * Cp + co);
+      for (int ci = 0; dense && ci < C; ++ci)
+        weights[ci * taps + t] = total(&GradientSums::perceive_w, int64_t{t * Cp + ci} * d_y_cell + f * Cp + co);
+    }
+  }
+  void store_hidden(int64_t o) const {
+    for (int c = 0; c < C; ++c)
+      out.d_out_weight[c * h + o] = c < args.frozen_channels ? 0.0f : total(&GradientSums::out_w, o * Cp + c);
+    for (int v = 0; v < V_logical; ++v)
+      out.d_hidden_weight[o * V_logical + v] = float(grad_hidden_w[o * V + padded(v)]);
+    out.d_hidden_bias[o] = float(grad_hidden_b[o]);
+    if (has_norm) out.d_norm_weight[o] = float(grad_norm_w[o]), out.d_norm_bias[o] = float(grad_norm_b[o]);
+    for (int b = 0; args.scale != nullptr && b < B; ++b) {
+      out.d_scale[int64_t{b} * h + o] = float(grad_scale[int64_t{b} * hp + o]);
+      out.d_shift[int64_t{b} * h + o] = float(grad_shift[int64_t{b} * hp + o]);
     }
   }
 
@@ -140,8 +138,8 @@ static void rollout_bwd(const BackwardArgs& args) {
 #pragma omp barrier
       e.store_gradient(e.d_state, args.d_state);
       if (source != nullptr) e.store_gradient(e.d_source, args.d_perceive_from);
+      e.store_parameters();
     }
-    e.store_parameters();
   }
   workspace.trim();
 }

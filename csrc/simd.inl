@@ -19,9 +19,22 @@ NCA_INLINE vf in_register(vf v) {
   __asm__("" : "+v"(v));
   return v;
 }
+#elif defined(__aarch64__)
+NCA_INLINE vf in_register(vf v) {
+  __asm__("" : "+w"(v));
+  return v;
+}
 #else
 NCA_INLINE vf in_register(vf v) { return v; }
 #endif
+
+// A pointer of which the compiler knows nothing: it neither moves loads through it out of a loop, where they would take
+// the registers of the accumulators, nor splits its offsets into an index register each.
+template <class T>
+NCA_INLINE T* opaque(T* p) {
+  __asm__ volatile("" : "+r"(p));
+  return p;
+}
 
 // A few whole vectors: what memcpy would spend on its call is more than the copy itself.
 NCA_INLINE void copy(const float* from, float* to, int n) {
@@ -32,7 +45,7 @@ NCA_INLINE void add(const float* from, float* to, int n) {
 }
 
 // v where the mask's bits are ones, 0 where they are zeros, whatever v is.
-NCA_INLINE vf masked(vf v, const float* mask) { return (vf)((vi)v & (vi)load(mask)); }
+NCA_INLINE vf masked(vf v, vf mask) { return (vf)((vi)v & (vi)mask); }
 
 // x where the comparison is false, so that a NaN passes through, as in torch.
 template <bool kLeaky>
@@ -79,7 +92,7 @@ NCA_INLINE void multiply_tile(const Rows& a, const float* b, int64_t b_stride, i
   for (int k = 0; k < K; ++k, b += b_stride) {
     vf column[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) column[j] = load(b + j * kVL);
+    for (int j = 0; j < NV; ++j) column[j] = in_register(load(b + j * kVL));
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
       const vf s = splat(rows[i][k]);
@@ -92,6 +105,7 @@ NCA_INLINE void multiply_tile(const Rows& a, const float* b, int64_t b_stride, i
 template <int MR, int NV, Start kStart, Finish kFinish, class Rows>
 NCA_INLINE void product_tile(const Rows& a, const float* b, int64_t b_stride, int K, const float* bias, float* out,
                              int64_t out_stride) {
+  if constexpr (kStart == Start::kBias) bias = opaque(bias);
   vf acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -112,8 +126,13 @@ NCA_INLINE void product_tile(const Rows& a, const float* b, int64_t b_stride, in
     }
 }
 
-// Rows per tile for NV vectors of columns: as many accumulators as the registers hold, at least 8 chains.
-constexpr int tile_rows(int NV) { return NV == 4 ? 6 : NV == 2 ? (kRegisters == 32 ? 12 : 6) : 12; }
+// Rows per tile for NV vectors of columns: as many accumulators as the registers hold, at least 8 chains. NEON keeps the
+// factors of all rows in registers too (it multiplies by one element of a vector), so its tiles are lower.
+constexpr bool kByElement = kRegisters == 32 && kVL == 4;
+constexpr int tile_rows(int NV) {
+  if (NV == 1) return 12;
+  return kByElement ? (NV == 4 ? 4 : 6) : NV == 4 || kRegisters < 32 ? 6 : 12;
+}
 constexpr int kWideColumns = kRegisters == 32 ? 4 : 2;
 constexpr int kRowGranule = 12;  // every tile_rows divides it; buffers have a multiple of it in rows
 
@@ -151,7 +170,7 @@ NCA_INLINE void outer_tile(const Rows& a, const float* b, int64_t b_stride, int 
     const float* row = Rows::row(a, t);
     vf column[NV];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) column[j] = load(b + j * kVL);
+    for (int j = 0; j < NV; ++j) column[j] = in_register(load(b + j * kVL));
 #pragma GCC unroll 16
     for (int i = 0; i < RB; ++i) {
       const vf s = splat(row[i]);
@@ -193,11 +212,15 @@ static void outer_product(const Rows& a, const float* b, int64_t b_stride, int m
   }
 }
 
-// total[n] += column sums of a[m][n]
-static void add_column_sums(const float* a, int64_t stride, int m, int n, float* total) {
+// total[n] += column sums of a[m][n]; four rows at a time, so that the additions do not wait for each other.
+static inline void add_column_sums(const float* a, int64_t stride, int m, int n, float* total) {
   for (int j = 0; j < n; j += kVL) {
+    const float* column = a + j;
     vf sum = load(total + j);
-    for (int t = 0; t < m; ++t) sum += load(a + t * stride + j);
+    int t = 0;
+    for (; t + 4 <= m; t += 4, column += 4 * stride)
+      sum += (load(column) + load(column + stride)) + (load(column + 2 * stride) + load(column + 3 * stride));
+    for (; t < m; ++t, column += stride) sum += load(column);
     store(total + j, sum);
   }
 }

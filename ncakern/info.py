@@ -102,7 +102,7 @@ def _environment() -> dict[str, str]:
 def _print(title: str, lines: dict[str, str]) -> None:
     print(f"{title}:")
     for name, text in lines.items():
-        print(f"  {name:<18}{text}")
+        print(f"  {name:<26}{text}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The command line `ncaseg`: arguments and exit codes only; each verb loads what it needs when it runs.
+"""The command line `ncaseg`: its verbs and exit codes only; each verb loads what it needs when it runs.
 
-Exit codes: 0 done, 2 usage (arguments, recipe, model name), 3 data, 4 environment (a package, the disk, a build).
+Exit codes: 0 done, 2 usage (arguments, recipe, model name), 3 data (or `qc` flags a case), 4 environment (a package,
+the disk, a build).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from ncaseg import arguments
 
 EXIT_USAGE, EXIT_DATA, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 2, 3, 4, 130
 DATA_ERRORS = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError, FloatingPointError)
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides:
         args.overrides = [*args.overrides, *overrides]
     try:
-        args.run(args)
+        code = args.run(args)
     except UsageError as error:
         return _fail(error, EXIT_USAGE, args.debug)
     except DATA_ERRORS as error:
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nncaseg: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
+    return 0 if code is None else code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,75 +70,21 @@ def build_parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=run)
         return verb
 
-    _add_train(add("train", _train, "Train a recipe on a folder of volumes; goes on where RUN stopped."))
-    _add_predict(add("predict", _predict, "Segment a NIfTI file, a picture, or a folder of either; geometry is kept."))
-    _add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
+    arguments.add_train(add("train", _train, "Train a recipe on a folder of volumes; goes on where RUN stopped."))
+    arguments.add_predict(
+        add("predict", _predict, "Segment a NIfTI file, a picture, or a folder of either; geometry is kept.")
+    )
+    arguments.add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
+    arguments.add_qc(
+        add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if there is one.")
+    )
+    arguments.add_reproduce(
+        add("reproduce", _reproduce, "Write the tables of a paper with the numbers of finished runs beside.")
+    )
     demo = add("demo", _demo, "Train on synthetic volumes, segment one and draw it: no download, a few minutes.")
     demo.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for everything it writes")
     add("doctor", _doctor, "Say what is installed, which backend will run and how fast it is.")
     return parser
-
-
-def _add_train(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", metavar="RECIPE", help="name of a built-in recipe, or a .toml file")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="change a recipe entry: train.steps=2000")
-    _add_pairs(verb)
-    verb.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-
-
-def _add_predict(verb: argparse.ArgumentParser) -> None:
-    _add_model(verb)
-    verb.add_argument(
-        "input", type=Path, metavar="INPUT", help="a .nii or .nii.gz file, a picture, or a folder of either"
-    )
-    verb.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file, or folder for a folder")
-    _add_ensemble(verb, default=None)
-    verb.add_argument("--png", action="store_true", help="also draw an overlay and a variance picture per case")
-    verb.add_argument("--overwrite", action="store_true", help="redo cases of a folder that already have an output")
-
-
-def _add_evaluate(verb: argparse.ArgumentParser) -> None:
-    _add_model(verb)
-    _add_pairs(verb)
-    _add_ensemble(verb, default=10)
-    verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
-    verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case here")
-    verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of a run; only its --subset is scored")
-    verb.add_argument(
-        "--floors", action="store_true", help="also score what needs no model: all, Otsu, a constant mask"
-    )
-    verb.add_argument("--subset", choices=("validation", "train"), default="validation", help="default: %(default)s")
-    verb.add_argument(
-        "--empty",
-        choices=("one", "zero", "skip"),
-        default="one",
-        help="score where neither prediction nor label has a cell (default: %(default)s)",
-    )
-
-
-def _add_model(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="MODEL", help="a .safetensors checkpoint, or the name of a zoo entry")
-
-
-def _add_pairs(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder in the layout of the Decathlon (dataset.json) or of ISIC"
-    )
-    verb.add_argument("--images", type=Path, metavar="DIR", help="folder of images, instead of --data")
-    verb.add_argument("--labels", type=Path, metavar="DIR", help="folder of labels with the images' file names")
-
-
-def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None:
-    shown = "ensemble size (default: " + ("the model's own)" if default is None else f"{default})")
-    verb.add_argument("--samples", type=_positive, default=default, metavar="N", help=shown)
-    verb.add_argument("--seed", type=int, metavar="S", help="random seed (default: the model's own)")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -144,7 +93,7 @@ def _train(args: argparse.Namespace) -> None:
 
     with _usage_errors():
         cfg = load_recipe(args.recipe, args.overrides)
-    from ncaseg.report import draw_loss_curve
+    from ncaseg.charts import draw_loss_curve
     from ncaseg.train import train
 
     data = args.data if args.images is None else _list_pairs(args.images, args.labels, args.out)
@@ -157,9 +106,11 @@ def _train(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> None:
     from ncaseg.predict import predict_path
 
-    model, cfg = _load_model(args.model)
-    options = {"samples": args.samples, "seed": args.seed, "png": args.png, "overwrite": args.overwrite}
-    written = predict_path((model, cfg), args.input, args.out, **options)
+    if args.scratch is not None and args.memory is None:
+        raise UsageError("--scratch goes with --memory SIZE")
+    model, cfg = _load_edge_model(args.model) if _is_without_torch(args) else _load_model(args.model)
+    names = ("samples", "seed", "rule", "png", "overwrite", "memory", "scratch")
+    written = predict_path((model, cfg), args.input, args.out, **{name: getattr(args, name) for name in names})
     print(f"wrote {len(written)} segmentation{'s' * (len(written) != 1)} to {args.out}")
     _next(f"ncaseg evaluate {args.model} --images DIR --labels DIR --json scores.json")
 
@@ -175,7 +126,11 @@ def _evaluate(args: argparse.Namespace) -> None:
         known = evaluate.restrict(cases, args.split, "train") if args.floors and args.subset == "validation" else []
         cases = evaluate.restrict(cases, args.split, args.subset)
     seed = cfg.predict.seed if args.seed is None else args.seed
-    scores = evaluate.score_cases(model, cfg, cases, name=args.model, samples=args.samples, seed=seed, empty=args.empty)
+    options = {"name": args.model, "seed": seed, "empty": args.empty, "rule": args.rule}
+    scores = evaluate.score_cases(model, cfg, cases, samples=args.samples, **options)
+    if args.compare is not None:
+        other = evaluate.score_cases(model, cfg, cases, samples=args.compare, **options)
+        scores["comparison"] = evaluate.compare_samples(scores, other)
     if args.floors:
         from ncaseg.score_samples import score_floors
 
@@ -189,6 +144,82 @@ def _evaluate(args: argparse.Namespace) -> None:
     image = next(case.image for case in cases if case.id == worst["id"])
     suffix = ".nii.gz" if image.name.endswith((".nii", ".nii.gz")) else ".png"
     _next(f"ncaseg predict {args.model} {image} -o lowest{suffix} --png   # the case with the lowest score")
+
+
+def _qc(args: argparse.Namespace) -> int | None:
+    _check_qc(args)
+    import json
+
+    from ncaseg import checkpoint, evaluate, qc
+    from ncaseg.measure import Ensemble
+    from ncaseg.predict import list_inputs
+
+    model, cfg, metadata = _load_checkpoint(args.model)
+    samples = cfg.predict.samples if args.samples is None else args.samples
+    seed = cfg.predict.seed if args.seed is None else args.seed
+    calibration, evaluation = (
+        () if data is None else evaluate.restrict(evaluate.find_labelled_cases(data=data), args.split, subset)
+        for data, subset in ((args.calibrate, "train"), (args.evaluate, "validation"))
+    )
+    options = {name: getattr(args, name) for name in ("threshold", "metric", "target", "inverse", "maps", "png")}
+    result = qc.run_qc(
+        Ensemble(model, cfg, samples, seed, args.rule, args.renormalise),
+        args.out,
+        cases=() if args.input is None else list_inputs(args.input),
+        calibration_cases=calibration,
+        evaluation_cases=evaluation,
+        stored=json.loads(metadata["quality"]) if "quality" in metadata else None,
+        **options,
+    )
+    if args.store:
+        checkpoint.add_metadata(args.model, {"quality": json.dumps(qc.to_store(result.report))})
+    print(qc.format_result(result))
+    if result.threshold is None:
+        _next(f"ncaseg qc {args.model} {args.input} -o {args.out} --calibrate DATA --split RUN/split.json")
+    elif not result.rows:
+        _next(f"ncaseg qc {args.model} DIR -o new.csv --threshold {result.threshold:.6g}")
+    else:
+        worst = max(result.rows, key=lambda row: row.nqm)
+        _next(f"ncaseg predict {args.model} {worst.image} -o doubtful.nii.gz --png   # the case with the highest NQM")
+    return EXIT_DATA if result.flagged else None
+
+
+def _check_qc(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".csv":
+        raise UsageError(f"--out must be a file ending in .csv; got {args.out}")
+    if args.input is None and args.calibrate is None and args.evaluate is None:
+        raise UsageError("give INPUT to inspect, or --calibrate or --evaluate a dataset")
+    if (args.calibrate is not None or args.evaluate is not None) and args.split is None:
+        raise UsageError("--calibrate and --evaluate need --split FILE, the split.json of the model's run")
+    if args.calibrate is not None and args.threshold is not None:
+        raise UsageError("--calibrate finds a threshold; leave out --threshold")
+    if args.store and (args.calibrate is None or not Path(args.model).is_file()):
+        raise UsageError("--store goes with --calibrate and a checkpoint file")
+    if args.png and args.maps is None:
+        raise UsageError("--png goes with --maps DIR")
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    from ncaseg.paper import load_paper
+
+    if args.train and args.data is None:
+        raise UsageError("--train needs --data DIR, the dataset to train on")
+    with _usage_errors():
+        paper = load_paper(args.paper)
+    from ncaseg import reproduce, runs
+
+    if args.train:
+        reproduce.run_missing(paper, args.data, args.out)
+    own = [args.out / "runs"] if (args.out / "runs").is_dir() else []
+    finished = runs.find_runs([*own, *args.runs])
+    written = reproduce.write_tables(paper, finished, args.out, Path(args.paper).stem)
+    print(f"wrote {', '.join(map(str, written))} from {len(finished)} finished runs")
+    missing = [] if args.data is None else reproduce.missing_runs(paper, args.data, finished)
+    if missing:
+        print(f"not run yet: {', '.join(missing)}")
+        _next(
+            f"ncaseg reproduce {args.paper} -o {args.out} --data {args.data} --train   # takes hours; can be repeated"
+        )
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -228,11 +259,31 @@ def _check_pairs(args: argparse.Namespace) -> None:
 
 
 def _load_model(name: str):
+    return _load_checkpoint(name)[:2]
+
+
+def _load_checkpoint(name: str):
     from ncaseg.checkpoint import load_model
 
     with _usage_errors():
-        model, cfg, _ = load_model(name)
-    return model, cfg
+        return load_model(name)
+
+
+def _load_edge_model(name: str):
+    from ncaseg.edge import load_edge_model
+
+    with _usage_errors():
+        return load_edge_model(name)
+
+
+def _is_without_torch(args: argparse.Namespace) -> bool:
+    """Whether to predict without torch: as asked, or where there is none."""
+    import importlib.util
+
+    if not args.no_torch and importlib.util.find_spec("torch") is None:
+        print("torch is not installed: predicting with numpy and the C++ kernel alone")
+        return True
+    return args.no_torch
 
 
 @contextmanager

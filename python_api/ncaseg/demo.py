@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ncaseg import evaluate, report
+from ncaseg.charts import draw_loss_curve
 from ncaseg.checkpoint import load_model
 from ncaseg.config import load_recipe
 from ncaseg.data.dataset import load_case
@@ -69,7 +70,7 @@ def run_demo(
     image, spacing = native_image(volume), volume.spacing_mm
     report.draw_overlay(out / "overlay.png", image, labels, volume.label > 0, spacing_mm=spacing)
     report.draw_triptych(out / "variance.png", image, labels, variance, spacing_mm=spacing)
-    report.draw_loss_curve(run / "log.csv", out / "loss.png")
+    draw_loss_curve(run / "log.csv", out / "loss.png")
     print(f"wrote {out}/: overlay.png, variance.png, loss.png, {cases[0].id}_seg.nii.gz, scores.json, run/{name.name}")
 
     dice = scores["mean"]["hard_dice"]

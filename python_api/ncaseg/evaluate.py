@@ -17,9 +17,11 @@ from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case, find_cases
 from ncaseg.data.split import load_split
+from ncaseg.ensemble import DEFAULT_RULE, FORMULAS
 from ncaseg.files import replacing, write_text
 from ncaseg.models.base import Segmenter
 from ncaseg.predict import predict_case
+from ncaseg.provenance import describe
 from ncaseg.score_samples import format_protocols, score_samples
 
 METRICS = ("hard_dice", "iou", "soft_dice")
@@ -73,6 +75,7 @@ def score_cases(
     samples: int = 10,
     seed: int = 0,
     empty: str = "one",
+    rule: str = DEFAULT_RULE,
 ) -> dict[str, Any]:
     """Segments and scores every case on its native grid.
 
@@ -89,18 +92,22 @@ def score_cases(
         seed: names the random stream.
         empty: score of a case without foreground in prediction and label: "one", "zero", or "skip" (None in the
             result, and left out of the means).
+        rule: how members become one, see `ncaseg.ensemble.combine`.
 
     Returns:
         What `ncaseg evaluate --json` writes: `mean`, `std`, `cases`, `classes` (means per class), `model`, `samples`,
-        `seed`, `conditions`; plain numbers, strings, lists and dicts. A model that samples masks gets `protocols` as
-        well, see `ncaseg.score_samples`.
+        `seed`, `conditions`, `made` (commit, machine); plain numbers, strings, lists and dicts. A model that samples
+        masks gets `protocols` as well, see `ncaseg.score_samples`.
+
+    Raises:
+        ValueError: a model that samples masks is given an `empty` or a `rule` that it does not have.
     """
     if cfg.model.is_diffusion:
-        return score_samples(model, cfg, cases, name=name, samples=samples, seed=seed)
+        return score_samples(model, cfg, cases, name=name, samples=samples, seed=seed, empty=empty, rule=rule)
     rows = []
     for case in tqdm(cases, desc="evaluate", unit="case", disable=None):
         volume = load_case(case, cfg.data)
-        probabilities, labels, _ = predict_case(model, volume, cfg, samples, seed)
+        probabilities, labels, _ = predict_case(model, volume, cfg, samples, seed, rule=rule)
         scores = score_volume(probabilities, labels, volume, cfg, empty)
         rows.append({"id": case.id, **scores})
     classes = rows[0]["classes"]
@@ -115,14 +122,31 @@ def score_cases(
         "classes": {c: _summary([row["classes"][c] for row in rows], entry, np.mean) for c, entry in classes.items()},
         "conditions": {
             "foreground": "every label above 0, merged",
-            "threshold": f"sigmoid(mean logit) > {cfg.predict.threshold}",
+            "threshold": f"p = {FORMULAS[rule]} > {cfg.predict.threshold}",
             "averaging": "one score per case, then the mean over cases; std is the population's",
             "grid": "native voxels of the label; no resampling",
             "empty": f"prediction and label both empty: {empty}",
-            "soft_dice": "2 sum(p t) / (sum(p) + sum(t)), p = sigmoid(mean logit), largest over channels; no smoothing",
+            "soft_dice": "2 sum(p t) / (sum(p) + sum(t)), p the largest over channels; no smoothing",
         },
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "made": describe(),
         "cases": rows,
     }
+
+
+def compare_samples(scores: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ensemble of `scores` is worth over the one of `other`: two results of `score_cases` on the same cases.
+
+    Returns:
+        `samples` and `mean` of `other`, and per metric under `gain` the mean and the population standard deviation over
+        cases of the difference `scores - other`, in points (hundredths); cases that either leaves out do not count.
+    """
+    gain = {}
+    for metric in METRICS:
+        pairs = [(a[metric], b[metric]) for a, b in zip(scores["cases"], other["cases"], strict=True)]
+        points = [100 * (a - b) for a, b in pairs if a is not None and b is not None]
+        gain[metric] = {"mean": float(np.mean(points)), "std": float(np.std(points))} if points else None
+    return {"samples": other["samples"], "mean": other["mean"], "std": other["std"], "gain": gain}
 
 
 def score_volume(
@@ -157,6 +181,8 @@ def format_table(scores: Mapping[str, Any]) -> str:
         lines.append(format_protocols(scores["protocols"]))
     if "floors" in scores:
         lines.append(format_protocols({f"floor {name}": entry for name, entry in scores["floors"].items()}))
+    if "comparison" in scores:
+        lines.append(_describe_gain(scores))
     count, members = scores["num_cases"], scores["samples"]
     lines.append(f"{count} cases, ensemble of {members}, native geometry; {scores['conditions']['empty']}")
     return "\n".join(lines)
@@ -188,6 +214,12 @@ def _overlap(mask: np.ndarray, probability: np.ndarray, truth: np.ndarray, empty
         "iou": _number(metrics.iou(mask, truth, empty)),
         "soft_dice": _number(metrics.soft_dice(probability, truth, empty)),
     }
+
+
+def _describe_gain(scores: Mapping[str, Any]) -> str:
+    gains = {name: gain for name, gain in scores["comparison"]["gain"].items() if gain is not None}
+    points = ", ".join(f"{name} {gain['mean']:+.2f} (sd {gain['std']:.2f})" for name, gain in gains.items())
+    return f"ensemble of {scores['samples']} over {scores['comparison']['samples']}, points: {points}"
 
 
 def _recall(mask: np.ndarray, truth: np.ndarray) -> float | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncaseg import ensemble
 from ncaseg.batches import FIRE, NOISE, TIME, VALIDATE, stream
 from ncaseg.config import Config, DiffusionConfig
 from ncaseg.data.dataset import CaseStore, Volume
@@ -142,14 +143,21 @@ def validation_dice(model: Segmenter, volumes: CaseStore, ids: Sequence[str], cf
         volume = volumes[case]
         image = torch.from_numpy(volume.image)[None].to(device)
         mask = sample_masks(model, image, short, seed=stream(cfg.train, VALIDATE), first_sample=number)
-        found = volume.to_native(decode(mask, how))[0, 0] > 0.5
-        scores.append(hard_dice(found.cpu().numpy(), np.asarray(volume.require_label() > 0)))
+        found = volume.to_native(decode(mask, how).cpu().numpy())[0, 0] > 0.5
+        scores.append(hard_dice(found, np.asarray(volume.require_label() > 0)))
     return sum(scores) / len(scores) if scores else None
 
 
 def quick(how: DiffusionConfig) -> DiffusionConfig:
     """The same with the short sampler of validation."""
     return dataclasses.replace(how, sampler="ddim", sample_steps=how.validate_steps)
+
+
+def check_rule(rule: str) -> None:
+    """Raises a ValueError for rules of `ncaseg.ensemble` that are none here: samples are averaged as they are."""
+    ensemble.check_rule(rule)
+    if rule == "median":
+        raise ValueError('rule must be "mean-probability" for a model that samples masks, or be left out; got "median"')
 
 
 def encode(mask: Tensor, how: DiffusionConfig) -> Tensor:

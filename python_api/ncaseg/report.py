@@ -1,10 +1,9 @@
-"""Pictures of a run: overlays, the slice / prediction / variance triptych and loss curves, drawn with pillow alone."""
+"""Pictures of volumes: overlays and the slice / prediction / variance triptych, drawn with pillow alone."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ SAMPLING_PANEL_PX = 192
 CAPTION_PX = 22
 PREDICTION_COLOUR = (255, 140, 0)
 LABEL_COLOUR = (0, 200, 255)
-SERIES_COLOURS = ((31, 119, 180), (214, 90, 0), (44, 140, 60), (150, 60, 160))
 AXIS_NAMES = "xyz"  # as stored: which of them is left, front or up is the affine's affair
 
 
@@ -57,7 +55,7 @@ def draw_overlay(
         _draw_outline(panel, _plane(prediction, axis, centre), PREDICTION_COLOUR, width=2)
         panels.append((panel, "image" if axis is None else f"{AXIS_NAMES[axis]} = {centre[axis]}"))
     legend = [("prediction", PREDICTION_COLOUR)] + ([("label", LABEL_COLOUR)] if label is not None else [])
-    _save(_row_of(panels, legend), path)
+    save_png(_row_of(panels, legend), path)
 
 
 def draw_triptych(
@@ -93,7 +91,7 @@ def draw_triptych(
     planes = {name: _plane(array, axis, (index,) * 3) for name, array in columns.items()}
     shape = next(iter(planes.values())).shape
     scale = PANEL_PX / max(n * mm for n, mm in zip(shape, in_plane, strict=True))
-    _save(_row_of([(_panel(plane, in_plane, scale), name) for name, plane in planes.items()], []), path)
+    save_png(_row_of([(_panel(plane, in_plane, scale), name) for name, plane in planes.items()], []), path)
 
 
 def draw_sampling(
@@ -129,58 +127,18 @@ def draw_sampling(
     first = _panel(_stretch(shown, 0.0, 1.0), (1.0, 1.0), scale).convert("RGB")
     _draw_outline(first, mean > 0.5, PREDICTION_COLOUR, width=2)
     panels = [(first, "picture"), *((_panel(array, (1.0, 1.0), scale), caption) for caption, array in grey)]
-    _save(_row_of(panels, [("mean above one half", PREDICTION_COLOUR)]), path)
+    save_png(_row_of(panels, [("mean above one half", PREDICTION_COLOUR)]), path)
 
 
-def draw_curve(
-    path: str | Path,
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    *,
-    title: str,
-    x_label: str,
-) -> None:
-    """Writes a line chart as PNG.
-
-    Args:
-        path: the PNG to write.
-        series: name -> (x values, y values), at most four; values that are not finite are left out.
-        title: one line above the chart.
-        x_label: what the x axis counts.
-
-    Raises:
-        ValueError: no series holds a finite point.
-    """
-    points = {}
-    for name, (x, y) in series.items():
-        finite = [point for point in zip(x, y, strict=True) if all(map(math.isfinite, point))]
-        if finite:
-            points[name] = finite
-    if not points:
-        raise ValueError(f"series must hold at least one finite point to draw {str(path)!r}; got none")
-    _save(_chart(points, title, x_label), path)
+def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, `size` pixels high."""
+    return ImageFont.load_default(size=size)
 
 
-def draw_loss_curve(log_csv: str | Path, path: str | Path) -> None:
-    """Draws `RUN/log.csv` as PNG: the training loss over the optimiser steps, its running mean, the validation Dice.
-
-    Raises:
-        FileNotFoundError: there is no such log.
-        ValueError: the log has no `step` and `loss` columns, or no row.
-    """
-    with open(log_csv, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("step") and row.get("loss")]
-    if not rows:
-        raise ValueError(f"{log_csv} must have the columns step and loss and at least one row; found none")
-    steps, losses = ([float(row[name]) for row in rows] for name in ("step", "loss"))
-    series = {"loss": (steps, losses)}
-    window = len(losses) // 20
-    if window > 1:
-        smooth = np.convolve(losses, np.full(window, 1.0 / window), mode="valid").tolist()
-        series[f"mean of {window} steps"] = (steps[window // 2 :][: len(smooth)], smooth)
-    scored = [(float(row["step"]), float(row["val_dice"])) for row in rows if row.get("val_dice")]
-    if scored:
-        series["validation Dice"] = ([step for step, _ in scored], [dice for _, dice in scored])
-    draw_curve(path, series, title="training", x_label="optimiser step")
+def save_png(picture: Image.Image, path: str | Path) -> None:
+    """Writes a picture under a temporary name and renames it."""
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def _check_picture(spacing_mm: Sequence[float] | None, **arrays: np.ndarray | None) -> Sequence[float]:
@@ -248,7 +206,7 @@ def _draw_outline(panel: Image.Image, plane: np.ndarray, colour: Colour, *, widt
 
 def _row_of(panels: Sequence[tuple[Image.Image, str]], legend: Sequence[tuple[str, Colour]]) -> Image.Image:
     """Puts panels side by side, each under its caption, above a legend."""
-    gap, font = 8, _font(14)
+    gap, font = 8, load_font(14)
     # A narrow panel still gets room for its caption.
     widths = [max(panel.width, math.ceil(font.getlength(name))) for panel, name in panels]
     height = max(panel.height for panel, _ in panels)
@@ -266,57 +224,3 @@ def _row_of(panels: Sequence[tuple[Image.Image, str]], legend: Sequence[tuple[st
         draw.text((left, sheet.height - foot - 2), name, fill=colour, font=font)
         left += math.ceil(font.getlength(name)) + 3 * gap
     return sheet
-
-
-def _chart(points: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str) -> Image.Image:
-    width, height, left, right, top, bottom = 760, 440, 70, 20, 40, 54
-    black, grid = (30, 30, 30), (222, 222, 222)
-    sheet = Image.new("RGB", (width, height), (255, 255, 255))
-    draw, font = ImageDraw.Draw(sheet), _font(14)
-    x_ticks, y_ticks = (_ticks([p[i] for values in points.values() for p in values]) for i in (0, 1))
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
-
-    for x in x_ticks:
-        draw.line([place(x, y_ticks[0]), place(x, y_ticks[-1])], fill=grid)
-        draw.text((place(x, y_ticks[0])[0], height - bottom + 6), f"{x:g}", fill=black, font=font, anchor="ma")
-    for y in y_ticks:
-        draw.line([place(x_ticks[0], y), place(x_ticks[-1], y)], fill=grid)
-        draw.text((left - 8, place(x_ticks[0], y)[1]), f"{y:g}", fill=black, font=font, anchor="rm")
-    draw.text((left, 12), title, fill=black, font=_font(16))
-    draw.text(((left + width - right) / 2, height - 24), x_label, fill=black, font=font, anchor="ma")
-    legend_x = width - right
-    for colour, name in reversed(list(zip(SERIES_COLOURS, points, strict=False))):
-        draw.text((legend_x, 14), name, fill=colour, font=font, anchor="ra")
-        legend_x -= math.ceil(font.getlength(name)) + 18
-    for i, (colour, values) in enumerate(zip(SERIES_COLOURS, points.values(), strict=False)):
-        pixels = [place(x, y) for x, y in values]
-        draw.line(pixels, fill=colour, width=1 + min(i, 1), joint="curve")
-        if len(pixels) < 30:  # few points: show where they are
-            for x, y in pixels:
-                draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-    return sheet
-
-
-def _ticks(values: Sequence[float]) -> list[float]:
-    """About six round numbers (steps of 1, 2 or 5 times a power of ten) that enclose the values."""
-    low, high = min(values), max(values)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    raw = (high - low) / 6
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [i * step for i in range(first, last + 1)]
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
-def _save(picture: Image.Image, path: str | Path) -> None:
-    with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")

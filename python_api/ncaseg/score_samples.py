@@ -14,13 +14,23 @@ from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case
 from ncaseg.data.resample import resize_image
 from ncaseg.diffusion.ensemble import summarise
+from ncaseg.ensemble import DEFAULT_RULE
 from ncaseg.models.base import Segmenter
+from ncaseg.provenance import describe
 
 METRICS = ("hard_dice", "iou", "soft_dice")
 
 
 def score_samples(
-    model: Segmenter, cfg: Config, cases: Sequence[Case], *, name: str, samples: int = 10, seed: int = 0
+    model: Segmenter,
+    cfg: Config,
+    cases: Sequence[Case],
+    *,
+    name: str,
+    samples: int = 10,
+    seed: int = 0,
+    empty: str = "one",
+    rule: str = DEFAULT_RULE,
 ) -> dict[str, Any]:
     """Samples and scores every case.
 
@@ -33,10 +43,18 @@ def score_samples(
         name: how the result names the model.
         samples: members of the ensemble.
         seed: names the random stream.
+        empty: "one": a case without foreground in prediction and label scores 1 in every protocol.
+        rule: as `ncaseg.evaluate.score_cases`, without "median".
 
     Returns:
         The same entries as `ncaseg.evaluate.score_cases`, and `protocols`.
+
+    Raises:
+        ValueError: another `empty`, or a rule that samples do not have.
     """
+    medsegdiff.check_rule(rule)
+    if empty != "one":
+        raise ValueError(f'empty must be "one" for a model that samples masks; got {empty!r}')
     rows = []
     for case in tqdm(cases, desc="evaluate", unit="case", disable=None):
         volume = load_case(case, cfg.data)
@@ -61,6 +79,8 @@ def score_samples(
             "empty": "prediction and label both empty: one",
             "sampler": f"{cfg.diffusion.sampler}, {cfg.diffusion.sample_steps} of {cfg.diffusion.timesteps} steps",
         },
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "made": describe(),
         "cases": rows,
     }
 
@@ -70,7 +90,7 @@ def score_case(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed
     coded = medsegdiff.sample_volume(model, volume, cfg, samples, seed)
     members = medsegdiff.decode(coded, cfg.diffusion)
     truth = np.asarray(volume.require_label() > 0)
-    native = volume.to_native(members).mean(dim=0)[0].numpy()
+    native = volume.to_native(members.numpy()).mean(axis=0)[0]
     summary = summarise(members)
     small = grid_truth(volume)
     clean = protocols.e_clean(native, truth, cfg.predict.threshold)

@@ -193,8 +193,8 @@ def validation_dice(model: Segmenter, volumes: CaseStore, ids: Sequence[str], cf
         volume = volumes[case]
         image = torch.from_numpy(volume.image)[None].to(device)
         logits = model(image, seed=stream(cfg.train, VALIDATE), first_sample=number)  # [1, C_out, *S]
-        found = (volume.to_native(logits)[0] > 0).any(dim=0).cpu().numpy()
-        scores.append(hard_dice(found, np.asarray(volume.require_label() > 0)))
+        found = np.any(volume.to_native(logits[0].cpu().numpy()) > 0, axis=0)
+        scores.append(hard_dice(np.asarray(found), np.asarray(volume.require_label() > 0)))
     return sum(scores) / len(scores) if scores else None
 
 

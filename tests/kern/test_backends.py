@@ -13,7 +13,7 @@ CASES = [
     Case(size=(33, 47), channels=16, hidden=64, batch=1),
     Case(size=(17, 3), channels=5, hidden=7, num_filters=2, options={"activation": "leaky_relu"}),
     Case(size=(1, 17), channels=5, hidden=9, kernel=(1, 3)),
-    Case(size=(1, 1), kernel=(1, 1), channels=3, hidden=5),
+    Case(size=(1, 1), batch=5, kernel=(1, 1), channels=3, hidden=5),
     Case(size=(4, 4), kernel=(7, 7), channels=16, hidden=64),
     Case(size=(1, 5), kernel=(7, 5), channels=6, options={"padding": "replicate"}),
     Case(size=(3, 7), kernel=(5, 3), num_filters=3, options={"padding": "zeros", "fire_rate": 0.3}),

@@ -6,7 +6,7 @@ from helpers import Case, make_inputs, run_case
 
 import ncakern
 from ncakern import _dispatch
-from ncakern._env import read_env
+from ncakern._env import VARIABLES, read_env
 
 
 class FakeBackend:
@@ -98,11 +98,11 @@ def test_explain_gives_a_reason_for_each_backend() -> None:
     assert reasons["cpu"] and reasons["triton"]
 
 
-@pytest.mark.parametrize("name", ["NCAKERN_BACKEND", "NCAKERN_ISA", "NCAKERN_TRITON_PRECISION", "NCAKERN_STRICT"])
+@pytest.mark.parametrize("name", list(VARIABLES))
 def test_environment_is_parsed_strictly(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be one of .*; got 'yes'"):
         read_env({name: "yes"})
-    assert read_env({}) == ("auto", "auto", "auto", False)
+    assert read_env({}) == ("auto", "auto", "auto", True, False)
 
 
 def test_a_wrong_environment_is_noticed_by_a_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,9 +100,11 @@ def test_unknown_name_lists_the_zoo(tmp_path, monkeypatch):
         zoo.path("third")
 
 
-def test_zoo_entries_load_under_their_own_name():
+def test_zoo_entries_load_and_hold_the_recipe_of_their_name_or_a_variant_of_it():
     for name in zoo.names():
-        assert checkpoint.load_model(name)[1].name == name
+        recipe = checkpoint.load_model(name)[1]
+        assert recipe.name.startswith(name)
+        assert not config.differences(recipe, config.load_recipe(recipe.name))
 
 
 def test_state_comes_back(tmp_path):
@@ -111,3 +113,13 @@ def test_state_comes_back(tmp_path):
     loaded = checkpoint.load_state(tmp_path / "s.pt")
     assert loaded["step"] == 3 and torch.equal(loaded["model"]["w"], torch.arange(3.0))
     assert loaded["optimizer"] == state["optimizer"]
+
+
+def test_added_metadata_leave_the_rest_alone(path, model):
+    before = checkpoint.load_model(path)[2]
+    checkpoint.add_metadata(path, {"quality": "0.2", "step": "8"})
+    loaded, cfg, after = checkpoint.load_model(path)
+    assert after == before | {"quality": "0.2", "step": "8"}
+    assert cfg == CFG
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)

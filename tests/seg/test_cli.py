@@ -61,7 +61,7 @@ def test_help_is_immediate():
     assert min(after - before for before, after in zip(began, began[1:], strict=False)) < 0.3
 
 
-@pytest.mark.parametrize("verb", ["train", "predict", "evaluate", "demo", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "predict", "evaluate", "qc", "reproduce", "demo", "doctor"])
 def test_help_of_a_verb_exits_with_0(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(verb, "--help")
@@ -233,3 +233,110 @@ def test_real_scan_keeps_its_header(model, tmp_path):
     assert np.array_equal(after.affine, before.affine)
     for field in ("pixdim", "qform_code", "sform_code", "xyzt_units", "dim"):
         assert np.array_equal(after.header[field], before.header[field])
+
+
+def test_evaluate_says_what_the_ensemble_gains(model, phantoms, tmp_path, capsys):
+    options = ["--samples", 3, "--compare", 1, "--rule", "median", "--json", tmp_path / "scores.json"]
+    assert run("evaluate", model, "--data", phantoms, *options) == 0
+    assert "ensemble of 3 over 1, points: hard_dice " in capsys.readouterr().out
+    comparison = json.loads((tmp_path / "scores.json").read_text())["comparison"]
+    assert comparison["samples"] == 1
+    assert set(comparison["gain"]["hard_dice"]) == {"mean", "std"}
+
+
+def test_rules_of_the_command_are_those_of_the_ensemble(capsys):
+    from ncaseg.ensemble import RULES
+
+    code, line = failure(capsys, "evaluate", "m", "--data", "d", "--rule", "mode")
+    assert code == 2
+    assert all(rule in line for rule in RULES)
+
+
+@pytest.fixture
+def split(tmp_path):
+    from ncaseg.data.split import make_split, save_split
+
+    save_split(tmp_path / "split.json", make_split([f"phantom_{i:03d}" for i in range(5)], 0.4, seed=0))
+    return tmp_path / "split.json"
+
+
+@pytest.mark.parametrize(("threshold", "code"), [(0.0, 3), (1e9, 0)])
+def test_qc_exits_with_3_if_a_case_is_flagged(model, phantoms, tmp_path, capsys, threshold, code):
+    options = ["-o", tmp_path / "qc.csv", "--samples", 2, "--threshold", threshold, "--maps", tmp_path / "maps"]
+    assert run("qc", model, phantoms / "imagesTr", *options) == code
+    output = capsys.readouterr().out
+    assert f"{5 if code else 0} of 5 cases flagged: NQM > {threshold:g}" in output
+    assert "next: ncaseg predict" in output
+    assert (tmp_path / "qc.csv").read_text().count(",yes," if code else ",no,") == 5
+    assert len(list((tmp_path / "maps").glob("*_variance.nii.gz"))) == 5
+
+
+def test_qc_without_threshold_says_how_to_get_one(model, phantoms, tmp_path, capsys):
+    scan = phantoms / "imagesTr" / "phantom_003.nii.gz"
+    assert run("qc", model, scan, "-o", tmp_path / "qc.csv", "--samples", 2) == 0
+    assert next_command(capsys)[-4:] == ["--calibrate", "DATA", "--split", "RUN/split.json"]
+
+
+def test_qc_calibrates_counts_and_stores(phantoms, split, tmp_path, capsys, monkeypatch):
+    """A line that falls is put in the place of the fit, which an untrained model need not have."""
+    from ncaseg import qc
+    from ncaseg.checkpoint import load_model
+    from ncaseg.quality import Calibration
+
+    def fit(nqms, dices, *, target, inverse):
+        assert (len(nqms), target, inverse) == (6, 0.7, True)  # three training cases, clean and with a spike
+        return Calibration(target, 1e-6, 1.0, -1.0, -0.5, 6, 0, "NQM on Dice")
+
+    monkeypatch.setattr(qc, "calibrate", fit)
+    checkpoint = tmp_path / "own.safetensors"
+    save_model(checkpoint, tiny_model(tiny_config()), tiny_config(), {"step": "2"})
+    data = ["--calibrate", phantoms, "--evaluate", phantoms, "--split", split]
+    options = ["-o", tmp_path / "qc.csv", "--samples", 2, "--target", 0.7, "--inverse", "--store"]
+    assert run("qc", checkpoint, *data, *options) == 0
+    output = capsys.readouterr().out
+    assert "0.7 is met at NQM 0.0000" in output and "false_negative_rate = FN / all cases" in output
+    detection = json.loads((tmp_path / "qc.json").read_text())["detection"]
+    assert detection["counts"]["all"]["cases"] == 2 * 4  # two validation cases, clean and with three artefacts
+    metadata = load_model(checkpoint)[2]
+    assert metadata["step"] == "2" and json.loads(metadata["quality"])["threshold"] == 1e-6
+    # A later call needs no threshold.
+    folder = phantoms / "imagesTr"
+    assert run("qc", checkpoint, folder, "-o", tmp_path / "later.csv", "--samples", 2) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in", "-o", "qc.txt"], "--out must be a file ending in .csv"),
+        (["-o", "qc.csv"], "give INPUT to inspect, or --calibrate"),
+        (["-o", "qc.csv", "--calibrate", "d"], "need --split FILE"),
+        (["-o", "qc.csv", "--calibrate", "d", "--split", "s", "--threshold", "1"], "leave out --threshold"),
+        (["in", "-o", "qc.csv", "--store"], "--store goes with --calibrate"),
+        (["in", "-o", "qc.csv", "--png"], "--png goes with --maps"),
+    ],
+)
+def test_qc_usage_errors_exit_with_2(arguments, message, capsys):
+    code, line = failure(capsys, "qc", "m", *arguments)
+    assert code == 2
+    assert message in line
+
+
+def test_reproduce_writes_tables_and_lists_what_is_missing(tmp_path, capsys):
+    assert run("reproduce", "m3d", "-o", tmp_path / "out", "--data", tmp_path / "Task04_Hippocampus") == 0
+    output = capsys.readouterr().out
+    assert "from 0 finished runs" in output
+    assert "not run yet: hippocampus, hippocampus-no-duplication" in output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["m3d.json", "m3d.md"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["m3", "-o", "out"], "no paper named 'm3'; known: m3d"),
+        (["m3d", "-o", "out", "--train"], "--train needs --data DIR"),
+    ],
+)
+def test_reproduce_usage_errors_exit_with_2(arguments, message, capsys):
+    code, line = failure(capsys, "reproduce", *arguments)
+    assert code == 2
+    assert message in line

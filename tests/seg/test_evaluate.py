@@ -12,6 +12,7 @@ from ncaseg import evaluate
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import Split, make_split, save_split
+from ncaseg.ensemble import RULES
 
 PROBABILITIES = np.array([[0.9, 0.8, 0.6, 0.1]], np.float32)  # one channel, four cells
 LABELS = np.array([1, 1, 1, 0], np.uint8)
@@ -148,3 +149,27 @@ def test_images_without_label_are_left_out_and_counted(phantoms, tmp_path, capsy
 def test_images_alone_cannot_be_scored(phantoms):
     with pytest.raises(ValueError, match="nothing to score"):
         evaluate.find_labelled_cases(images=phantoms / "imagesTr")
+
+
+def test_gain_of_an_ensemble_matches_hand_computation():
+    def result(samples, values):
+        rows = [dict.fromkeys(evaluate.METRICS, value) for value in values]
+        return {"samples": samples, "cases": rows, "mean": {}, "std": {}}
+
+    comparison = evaluate.compare_samples(result(10, [0.9, 0.84, None]), result(1, [0.88, 0.83, 0.5]))
+    assert comparison["samples"] == 1
+    assert comparison["gain"]["hard_dice"] == pytest.approx({"mean": 1.5, "std": 0.5})  # points: 2 and 1
+
+
+def test_gain_is_none_where_no_case_counts():
+    rows = [dict.fromkeys(evaluate.METRICS)]
+    result = {"samples": 1, "cases": rows, "mean": {}, "std": {}}
+    assert evaluate.compare_samples(result, result)["gain"] == dict.fromkeys(evaluate.METRICS)
+
+
+def test_rule_reaches_the_prediction_and_the_conditions(phantoms):
+    cfg = tiny_config()
+    cases = find_cases(phantoms)[:1]
+    by_rule = {r: evaluate.score_cases(tiny_model(cfg), cfg, cases, name="m", samples=3, rule=r) for r in RULES}
+    assert len({scores["mean"]["soft_dice"] for scores in by_rule.values()}) == len(RULES)
+    assert by_rule["median"]["conditions"]["threshold"] == "p = sigmoid(median logit) > 0.5"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ncaseg import batches, config
@@ -79,7 +78,7 @@ def test_resizing_averages_pictures_and_takes_the_centre_of_masks(tmp_path):
     small = volume.to_content(volume.label[None].astype(np.float32))
     # Cell i covers rows 2 i and 2 i + 1; its centre lies at the start of the second.
     assert small.shape == (1, 64, 64, 1) and np.flatnonzero(small[0, :, 0, 0])[0] == 25
-    back = volume.to_native(torch.ones(1, 1, 64, 64, 1))
+    back = volume.to_native(np.ones((1, 1, 64, 64, 1), np.float32))
     assert back.shape == (1, 1, 128, 192, 1)
 
 

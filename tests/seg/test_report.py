@@ -1,11 +1,11 @@
-"""Pictures: outlines at the right pixels, proportions of anisotropic volumes, charts that hold the given points."""
+"""Pictures: outlines at the right pixels, proportions of anisotropic volumes, panels in their order."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ncaseg import report
-from ncaseg.report import LABEL_COLOUR, PANEL_PX, PREDICTION_COLOUR, SERIES_COLOURS
+from ncaseg.report import LABEL_COLOUR, PANEL_PX, PREDICTION_COLOUR
 
 
 def pixels(path):
@@ -97,44 +97,3 @@ def test_pictures_refuse_other_shapes(tmp_path, scan):
     with pytest.raises(ValueError, match="spacing_mm must have 3 values; got 2"):
         report.draw_overlay(tmp_path / "o.png", image, mask, spacing_mm=(1.0, 1.0))
     assert not list(tmp_path.iterdir())
-
-
-def test_curve_runs_through_its_points(tmp_path):
-    report.draw_curve(tmp_path / "c.png", {"down": ([0, 10], [1.0, 0.0])}, title="t", x_label="x")
-    line = has(pixels(tmp_path / "c.png"), SERIES_COLOURS[0])[40:]  # below the legend
-    columns = np.nonzero(line.any(0))[0]
-    top, bottom = (np.nonzero(line[:, columns[i]])[0].mean() for i in (0, -1))
-    assert bottom - top > 250
-    middle = np.nonzero(line[:, columns[len(columns) // 2]])[0].mean()
-    assert middle == pytest.approx((top + bottom) / 2, abs=4)
-
-
-@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [1e-7, 3e5], [-2.0, -1.0]])
-def test_curve_of_any_range_can_be_drawn(tmp_path, values):
-    report.draw_curve(tmp_path / "c.png", {"v": (range(len(values)), values)}, title="t", x_label="x")
-    assert has(pixels(tmp_path / "c.png"), SERIES_COLOURS[0]).any()
-
-
-def test_curve_without_a_finite_point_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="at least one finite point"):
-        report.draw_curve(tmp_path / "c.png", {"v": ([1.0], [float("nan")])}, title="t", x_label="x")
-
-
-def test_ticks_are_round_and_enclose_the_values():
-    assert report._ticks([0.0, 1.0]) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    ticks = report._ticks([13.0, 987.0])
-    assert ticks[0] <= 13 and ticks[-1] >= 987
-
-
-def test_loss_curve_reads_the_log_of_a_run(tmp_path):
-    rows = [f"{i},{1 / i},{0.5 if i % 30 == 0 else ''}" for i in range(1, 61)]
-    (tmp_path / "log.csv").write_text("step,loss,val_dice\n" + "\n".join(rows) + "\n")
-    report.draw_loss_curve(tmp_path / "log.csv", tmp_path / "loss.png")
-    picture = pixels(tmp_path / "loss.png")
-    assert all(has(picture, colour).any() for colour in SERIES_COLOURS[:3])  # loss, its mean, validation Dice
-
-
-def test_empty_log_is_refused(tmp_path):
-    (tmp_path / "log.csv").write_text("step,loss\n")
-    with pytest.raises(ValueError, match="must have the columns step and loss"):
-        report.draw_loss_curve(tmp_path / "log.csv", tmp_path / "loss.png")

@@ -1,9 +1,14 @@
 """Resizing to the network's grid and back: against sums by hand, and the axes kept apart."""
 
+import nibabel as nib
 import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
+from seg.tiny import tiny_config, tiny_model, write_scan
 
 from ncaseg.data.resample import resize_back, resize_image, resize_mask
+from ncaseg.predict import predict_path
 
 
 def test_image_is_interpolated_with_the_published_cubic():
@@ -38,5 +43,36 @@ def test_mask_takes_the_nearest_cell():
 
 
 def test_the_way_back_is_linear():
-    logits = torch.tensor([0.0, 1.0, 2.0, 3.0]).view(1, 1, 1, 4, 1)
+    logits = np.array([0.0, 1.0, 2.0, 3.0], np.float32).reshape(1, 1, 1, 4, 1)
     assert resize_back(logits, (1, 2, 1)).flatten().tolist() == [0.5, 2.5]
+
+
+def test_prediction_of_a_resized_scan_lies_on_its_native_grid(tmp_path):
+    affine = np.diag([0.6, 0.7, 4.0, 1.0])
+    scan = write_scan(tmp_path / "scan.nii.gz", (7, 9, 6), affine=affine)
+    cfg = tiny_config(size=[12, 8, 9], fit="resize")
+    (out,) = predict_path((tiny_model(cfg), cfg), scan, tmp_path / "seg.nii.gz", png=True)
+    labels = nib.load(out)
+    assert labels.shape == (7, 9, 6) and np.allclose(labels.affine, affine)
+    assert {p.name for p in tmp_path.glob("*.png")} == {"seg_overlay.png", "seg_variance.png"}
+
+
+@pytest.mark.parametrize("size", [(9, 4, 6), (5, 12, 3), (6, 7, 5)])
+def test_both_ways_agree_with_torch(size):
+    image = np.random.default_rng(0).random((2, 6, 7, 5), np.float32)
+    planes = F.interpolate(torch.from_numpy(image).movedim(3, 0), size[:2], mode="bicubic")  # [Z, C, X, Y]
+    expected = F.interpolate(planes.permute(3, 1, 2, 0), (size[0], size[2]), mode="bicubic").permute(1, 2, 0, 3)
+    np.testing.assert_allclose(resize_image(image, size), expected, atol=1e-5)
+    expected = F.interpolate(torch.from_numpy(image)[None], size, mode="trilinear")[0]
+    np.testing.assert_allclose(resize_back(image, size), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(9, 4, 6), (2, 12, 3), (6, 3, 1)])
+def test_area_and_centre_agree_with_torch(size):
+    image = np.random.default_rng(0).random((2, 6, 7, 5), np.float32)
+    how = {"mode": "bilinear", "antialias": True}
+    planes = F.interpolate(torch.from_numpy(image).movedim(3, 0), size[:2], **how)  # [Z, C, X, Y]
+    expected = F.interpolate(planes.permute(3, 1, 2, 0), (size[0], size[2]), **how).permute(1, 2, 0, 3)
+    np.testing.assert_allclose(resize_image(image, size, "area"), expected, atol=1e-6)
+    expected = F.interpolate(torch.from_numpy(image)[None], size, mode="nearest-exact")[0]
+    np.testing.assert_array_equal(resize_mask(image, size, "centre"), expected)

@@ -48,9 +48,9 @@ def test_a_case_is_the_mean_of_its_clipped_samples(data):
     model, cfg = model_of("diffusion.mask=unit")
     volume = load_case(find_cases(data)[0], cfg.data)
     coded = medsegdiff.sample_volume(model, volume, cfg, 3, 5)
-    expected = volume.to_native(coded.clamp(0, 1)).mean(0)
+    expected = volume.to_native(coded.clamp(0, 1).numpy()).mean(0)
     probabilities, labels, variance = predict_case(model, volume, cfg, 3, 5, with_variance=True)
-    np.testing.assert_allclose(probabilities, expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     assert probabilities.shape == (1, 20, 26, 1) and labels.shape == variance.shape == (20, 26, 1)
     assert np.array_equal(labels, (probabilities[0] > 0.5).astype(np.uint8))
 
@@ -104,6 +104,26 @@ def test_train_evaluate_predict_from_the_command_line(recipe, data, tmp_path, ca
     one = tmp_path / "one.jpg"
     assert main(["predict", model, str(data / "imagesTr" / "lesion_0000.png"), "-o", str(one)]) == 3
     assert "out must end in .png" in capsys.readouterr().err
+
+
+def test_what_sampled_masks_do_not_support_is_said(data, tmp_path, capsys):
+    model, cfg = model_of()
+    saved, picture = tmp_path / "m.safetensors", str(data / "imagesTr" / "lesion_0000.png")
+    save_model(saved, model, cfg)
+    predict = ["predict", str(saved), picture, "-o", str(tmp_path / "out.png"), "--samples", "1"]
+    score = ["evaluate", str(saved), "--data", str(data), "--samples", "1"]
+    for command, code, message in (
+        ([*predict, "--no-torch"], 2, "model.kind must be 'm3d' without torch"),
+        ([*predict, "--memory", "1GB"], 3, "model.kind must be 'm3d' without torch or with a memory budget"),
+        ([*predict, "--rule", "median"], 3, 'rule must be "mean-probability"'),
+        ([*score, "--rule", "median"], 3, 'rule must be "mean-probability"'),
+        ([*score, "--empty", "skip"], 3, 'empty must be "one"'),
+        (["qc", str(saved), picture, "-o", str(tmp_path / "qc.csv")], 3, "model.kind must not be 'medsegdiff'"),
+    ):
+        assert main(command) == code, command
+        assert message in capsys.readouterr().err
+    assert main([*predict, "--rule", "mean-probability"]) == 0
+    assert main([*score, "--compare", "2"]) == 0 and "over 2, points" in capsys.readouterr().out
 
 
 def test_a_volume_can_be_denoised_too(tmp_path):

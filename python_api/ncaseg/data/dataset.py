@@ -7,7 +7,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 from nibabel.filebasedimages import ImageFileError
 
 from ncaseg.config import DataConfig
@@ -47,11 +46,12 @@ class Volume:
         """Masks ``[C, *S]`` on the native grid, float32, as they lie under the content."""
         return resize_mask(masks, self.content_size, self.mask_rule) if self.is_resized else masks
 
-    def to_native(self, logits: torch.Tensor) -> torch.Tensor:
-        """Values ``[B, C, *S]`` on the network's grid, on the native one."""
+    def to_native(self, values: np.ndarray) -> np.ndarray:
+        """Values ``[..., *S]`` on the network's grid, on the native one."""
         if self.is_resized:
-            return resize_back(logits, self.native_size)
-        return logits[(slice(None), slice(None), *(slice(n) for n in self.native_size))]
+            return resize_back(values, self.native_size)
+        x, y, z = self.native_size
+        return values[..., :x, :y, :z]
 
     def require_label(self) -> np.ndarray:
         """The label; ValueError for a case without one."""
@@ -71,6 +71,7 @@ def load_case(case: Case, cfg: DataConfig) -> Volume:
     """
     source, data = _read(case.image)
     image = _select_modalities(data, case, cfg)
+    del data  # large volumes: one copy at a time
     native_size = image.shape[1:]
     image = _normalise(image, cfg, case)
     return Volume(
@@ -135,14 +136,15 @@ def _unreadable(path: Path, reason: object) -> ValueError:
 
 def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndarray:
     """``[C_in, *S]`` float32; NIfTI keeps modalities on the fourth axis."""
-    data = data.astype(np.float32)
     if data.ndim not in (3, 4):
         raise ValueError(f"{case.image} must have 3 axes, or 4 with the modalities last; got shape {data.shape}")
     if data.ndim == 3:
         data = data[..., None]
     if max(cfg.modalities) >= data.shape[3]:
         raise ValueError(f"{case.image} has {data.shape[3]} modalities; data.modalities asks for {cfg.modalities}")
-    bad = np.count_nonzero(~np.isfinite(data))
+    # Slice by slice as they lie in the file, so that no second copy of a large volume is made.
+    slices = (data[:, :, z].astype(np.float32) for z in range(data.shape[2]))
+    bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in slices)
     if bad:
         share = f"{bad} of {data.size} voxels are NaN or infinite"
         raise ValueError(f"{case.image} must be finite; {share}. Repair the file or drop the case")
@@ -151,7 +153,10 @@ def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndar
         if cfg.fit == "pad" and have > target:
             both = f"{case.image} of size {size} is larger than data.size {cfg.size} on axis {axis}"
             raise ValueError(f'{both}; enlarge data.size, or set data.fit="resize"')
-    return np.ascontiguousarray(data[..., list(cfg.modalities)].transpose(3, 0, 1, 2))
+    image = np.empty((len(cfg.modalities), *size), np.float32)
+    for channel, modality in zip(image, cfg.modalities, strict=True):
+        channel[...] = data[..., modality]
+    return image
 
 
 def grid_size(native: tuple[int, ...], cfg: DataConfig) -> tuple[int, ...]:
@@ -178,24 +183,33 @@ def grid_sizes(cases: Iterable[Case], cfg: DataConfig) -> dict[str, Triple]:
 
 
 def _normalise(image: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
+    """The image on the network's grid; large volumes are normalised in place."""
+    low, high = 0.0, 1.0
     if cfg.intensity == "percentiles":
-        image = np.stack([_clip_min_max(channel, cfg, case) for channel in image])
-    low, high = (0.0, 1.0) if cfg.intensity == "percentiles" else (image.min(), image.max())
+        for channel in image:
+            _clip_min_max(channel, cfg, case)
+    else:
+        low, high = float(image.min()), float(image.max())
     size = grid_size(image.shape[1:], cfg)
-    if cfg.fit == "pad":
-        image = pad_end(image, size)
-    elif size != image.shape[1:]:
-        resized = resize_image(image, size, cfg.resample)
-        image = resized if cfg.clip_again else np.clip(resized, low, high)
-    return np.stack([_clip_min_max(channel, cfg, case) for channel in image]) if cfg.clip_again else image
+    if size != image.shape[1:]:
+        image = pad_end(image, size) if cfg.fit == "pad" else resize_image(image, size, cfg.resample)
+        if cfg.fit == "resize" and not cfg.clip_again:
+            np.clip(image, low, high, out=image)
+    if cfg.clip_again:
+        for channel in image:
+            _clip_min_max(channel, cfg, case)
+    return image
 
 
-def _clip_min_max(channel: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
+def _clip_min_max(channel: np.ndarray, cfg: DataConfig, case: Case) -> None:
+    """Clip to percentiles and scale to [0, 1], in place."""
     low, high = (np.float32(v) for v in np.percentile(channel, cfg.clip_percentiles))
     if not low < high:
         percentiles = f"percentiles {cfg.clip_percentiles} are {low} and {high}"
         raise ValueError(f"{case.image} is constant between its percentiles ({percentiles}); drop it or widen them")
-    return (np.clip(channel, low, high) - low) / (high - low)
+    np.clip(channel, low, high, out=channel)
+    channel -= low
+    channel /= high - low
 
 
 def _read_label(path: Path, source: nib.Nifti1Image, case: Case, cfg: DataConfig) -> np.ndarray:

@@ -3,13 +3,18 @@
 The first axis counts rows, the second columns, the third has one cell; colours are modalities, from 0 to 1.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from ncaseg import files
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 HALF = 127  # a mask of two grey values: lesion above it (ISIC stores 0 and 255)
@@ -62,11 +67,15 @@ def save_mask(path: str | Path, labels: np.ndarray) -> None:
         raise ValueError(f"labels must have shape [rows, columns, 1]; got {labels.shape}")
     grey = labels[..., 0].astype(np.uint8)
     grey = grey * 255 if grey.max(initial=0) <= 1 else grey
+    from PIL import Image
+
     with files.replacing(path) as temporary:
         Image.fromarray(grey).save(temporary)
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path) -> Image:
+    from PIL import Image, UnidentifiedImageError  # here, since volumes are read without it
+
     try:
         picture = Image.open(path)
         picture.load()

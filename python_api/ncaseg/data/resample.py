@@ -1,29 +1,26 @@
 """From a native grid to the grid of the network and back, by resizing; no spacing is involved.
 
-Arrays are channels first, ``[C, X, Y, Z]``. Cell centres of both grids span the same box (``align_corners=False``).
+Arrays are channels first, the last three axes are space. Cell centres of both grids span the same box, as with
+``align_corners=False`` in torch.
 """
 
-from typing import Any
-
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+
+CUBIC = -0.75  # the coefficient of OpenCV and torch
 
 
 def resize_image(image: np.ndarray, size: tuple[int, ...], rule: str = "bicubic") -> np.ndarray:
-    """First in the planes of the first two axes, then along the third.
+    """Along each axis of ``[..., X, Y, Z]`` float32.
 
-    Rules: "bicubic" (a = -0.75; may overshoot), and "area": linear, with a filter that is as wide as the new cells
-    where they are larger than the old ones, so that nothing is skipped.
+    Rules: "bicubic": cubic convolution, which may overshoot; and "area": linear, with a filter that is as wide as the
+    new cells where they are larger than the old ones, so that nothing is skipped.
     """
-    x, y, z = size
-    how: dict[str, Any] = {"mode": "bicubic"} if rule == "bicubic" else {"mode": "bilinear", "antialias": True}
-    planes = torch.from_numpy(image).movedim(3, 0)  # [Z, C, X, Y]
-    planes = F.interpolate(planes, (x, y), align_corners=False, **how)
-    columns = planes.permute(3, 1, 2, 0)  # [Y, C, X, Z]
-    columns = F.interpolate(columns, (x, z), align_corners=False, **how)
-    return np.ascontiguousarray(columns.permute(1, 2, 0, 3).numpy())
+    taps = _cubic_taps if rule == "bicubic" else _area_taps
+    for axis, new in enumerate(size, start=image.ndim - 3):
+        old = image.shape[axis]
+        if new != old:
+            image = _gather(image, axis, taps(old, new))
+    return np.ascontiguousarray(image)
 
 
 def resize_mask(mask: np.ndarray, size: tuple[int, ...], rule: str = "floor") -> np.ndarray:
@@ -31,10 +28,67 @@ def resize_mask(mask: np.ndarray, size: tuple[int, ...], rule: str = "floor") ->
 
     Rule "centre" takes the cell in which its centre lies.
     """
-    mode = "nearest" if rule == "floor" else "nearest-exact"
-    return F.interpolate(torch.from_numpy(mask)[None], list(size), mode=mode)[0].numpy()
+    for axis, new in enumerate(size, start=mask.ndim - 3):
+        cells, old = np.arange(new), mask.shape[axis]
+        chosen = cells * old // new if rule == "floor" else (2 * cells + 1) * old // (2 * new)
+        mask = mask.take(chosen, axis=axis)
+    return mask
 
 
-def resize_back(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Trilinear, for logits ``[B, C, X, Y, Z]`` on their way to the native grid."""
-    return F.interpolate(logits, list(size), mode="trilinear", align_corners=False)
+def resize_back(values: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Trilinear, for logits ``[..., X, Y, Z]`` on their way to the native grid."""
+    for axis, new in enumerate(size, start=values.ndim - 3):
+        if new != values.shape[axis]:
+            values = linear(values, axis, np.maximum(centres(values.shape[axis], new, range(new)), 0))
+    return np.ascontiguousarray(values)
+
+
+def centres(old: int, new: int, cells: range) -> np.ndarray:
+    """Where the centres of some cells of the new grid lie on the old one, in its cells; below 0 at the border."""
+    return (np.asarray(cells) + 0.5) * (old / new) - 0.5
+
+
+def linear(values: np.ndarray, axis: int, place: np.ndarray) -> np.ndarray:
+    """Linear interpolation at places of at least 0 along one axis; beyond the last cell it stays constant."""
+    low = place.astype(np.int64)
+    share = place - low
+    return _gather(values, axis, [(low, 1 - share), (low + 1, share)])
+
+
+def _cubic_taps(old: int, new: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    place = centres(old, new, range(new))
+    low = np.floor(place).astype(np.int64)
+    return [(low - 1 + tap, weight) for tap, weight in enumerate(_cubic_weights(place - low))]
+
+
+def _area_taps(old: int, new: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Triangles of a new cell's width to either side (at least an old one's), cut at the border."""
+    place, width = centres(old, new, range(new)), max(old / new, 1.0)
+    first = np.ceil(place - width).astype(np.int64)
+    cells = first + np.arange(int(2 * width) + 1)[:, None]  # [taps, new]
+    weights = np.maximum(1 - np.abs(cells - place) / width, 0)
+    weights[(cells < 0) | (cells >= old)] = 0
+    return list(zip(cells, weights / weights.sum(0), strict=True))
+
+
+def _cubic_weights(t: np.ndarray) -> list[np.ndarray]:
+    """Weights of the cells at -1, 0, 1 and 2 for a place at ``t`` in [0, 1) (Keys 1981)."""
+
+    def near(d: np.ndarray) -> np.ndarray:
+        return ((CUBIC + 2) * d - (CUBIC + 3)) * d * d + 1
+
+    def far(d: np.ndarray) -> np.ndarray:
+        return ((CUBIC * d - 5 * CUBIC) * d + 8 * CUBIC) * d - 4 * CUBIC
+
+    return [far(t + 1), near(t), near(1 - t), far(2 - t)]
+
+
+def _gather(values: np.ndarray, axis: int, taps: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The weighted sum of the cells that each tap names along an axis; borders are repeated."""
+    shape = [-1 if a == axis else 1 for a in range(values.ndim)]
+    total: np.ndarray | None = None
+    for cells, weight in taps:
+        part = values.take(cells, axis=axis, mode="clip") * weight.astype(np.float32).reshape(shape)
+        total = part if total is None else total + part
+    assert total is not None  # there are two or four taps
+    return total

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncaseg.quality import nqm
+
 
 class Summary(NamedTuple):
     """``mean`` and population ``variance`` ``[...]`` over the samples, and their quality score ``nqm``."""
@@ -19,8 +21,7 @@ class Summary(NamedTuple):
 def summarise(samples: Tensor) -> Summary:
     """What samples ``[N, ...]`` of a mask in 0..1 say together.
 
-    NQM is the sum of the standard deviations over the sum of the means: the higher, the less the samples agree;
-    infinite where no sample finds anything.
+    Samples lie on the CPU. For NQM see :func:`ncaseg.quality.nqm`: the higher, the less the samples agree.
 
     Raises:
         ValueError: there is no sample.
@@ -35,9 +36,7 @@ def summarise(samples: Tensor) -> Summary:
     if samples.shape[0] < 1:
         raise ValueError("samples must hold at least one; got none")
     variance, mean = torch.var_mean(samples, dim=0, correction=0)
-    total = mean.double().sum()
-    nqm = (variance.double().sqrt().sum() / total).item() if total > 0 else float("inf")
-    return Summary(mean, variance, nqm)
+    return Summary(mean, variance, nqm(mean.numpy(), variance.numpy()))
 
 
 def normal(shape: Sequence[int], *, seed: int, first_sample: int, step: int) -> Tensor:

@@ -1,0 +1,192 @@
+"""NQM and Dice of volumes, clean and with artefacts, into a table that grows case by case and is never half written."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ncaseg.artifacts import CLEAN, corrupt
+from ncaseg.config import Config
+from ncaseg.data.dataset import Volume, load_case
+from ncaseg.data.index import Case
+from ncaseg.ensemble import DEFAULT_RULE, Combined
+from ncaseg.evaluate import score_volume
+from ncaseg.files import replacing
+from ncaseg.models.base import Segmenter
+from ncaseg.predict import draw_case, labels_of, run_ensemble, save_map
+from ncaseg.quality import is_flagged, nqm
+
+METRICS = ("hard_dice", "soft_dice")
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A model and everything about its runs that an NQM depends on."""
+
+    model: Segmenter
+    cfg: Config
+    samples: int
+    seed: int
+    rule: str = DEFAULT_RULE
+    renormalise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cfg.model.is_diffusion:
+            raise ValueError(
+                f"model.kind must not be {self.cfg.model.kind!r} for quality control, whose artefacts and thresholds "
+                "are made for segmenters; the NQM of sampled masks is in `ncaseg evaluate --json`"
+            )
+
+    def conditions(self) -> dict[str, Any]:
+        """What must be equal for two NQMs to be comparable, as plain values."""
+        weights = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            weights.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return {
+            "recipe": self.cfg.name,
+            "weights_sha256": weights.hexdigest(),
+            "samples": self.samples,
+            "seed": self.seed,
+            "rule": self.rule,
+            "artifacts_renormalised": self.renormalise,
+        }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured volume: clean or with an artefact; a Dice of the merged foreground where there is a label."""
+
+    id: str
+    artifact: str
+    nqm: float
+    hard_dice: float | None
+    soft_dice: float | None
+    image: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.image, self.artifact
+
+
+def measure(
+    ensemble: Ensemble,
+    cases: Sequence[Case],
+    kinds: Sequence[str],
+    table: str | Path,
+    *,
+    maps: str | Path | None = None,
+    png: bool = False,
+) -> list[Row]:
+    """Measures every case with every artefact, and keeps the table up to date.
+
+    Args:
+        ensemble: what to run.
+        cases: volumes, with or without labels.
+        kinds: "clean" and artefacts, see `ncaseg.artifacts`; those are applied to the normalised image.
+        table: CSV of the rows; cases that it holds are not run again.
+        maps: folder for `<id>_variance.nii.gz`, the population variance of the probabilities of each clean volume
+            (float32, mean over output channels) in the geometry of the scan; None writes none.
+        png: with `maps`, also draw `<id>_overlay.png` and `<id>_variance.png` there.
+
+    Returns:
+        The rows of these cases and kinds, in this order.
+
+    Raises:
+        ValueError: a volume cannot be read or does not fit the model.
+    """
+    done = {row.key: row for row in read_table(table)}
+    rows = []
+    for case in tqdm(cases, desc="qc", unit="case", disable=None):
+        map_file = None if maps is None else Path(maps) / f"{case.id}_variance.nii.gz"
+        missing = [k for k in kinds if (str(case.image), k) not in done or (k == CLEAN and _is_absent(map_file))]
+        if missing:
+            volume = load_case(case, ensemble.cfg.data)
+            for kind in missing:
+                row, combined = _measure_volume(ensemble, volume, case, kind)
+                done[row.key] = row
+                if kind == CLEAN and map_file is not None:
+                    _write_maps(map_file, combined, volume, ensemble.cfg, png)
+            write_table(table, done.values())
+        rows += [done[str(case.image), kind] for kind in kinds]
+    return rows
+
+
+def read_table(path: str | Path) -> list[Row]:
+    """The rows of a table that `write_table` wrote; none where there is no file.
+
+    Raises:
+        ValueError: the file is not such a table.
+    """
+    if not Path(path).exists():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [_parse(entry) for entry in csv.DictReader(file)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must be a table of this command; it cannot be read as one: {error}") from error
+
+
+def write_table(path: str | Path, rows: Iterable[Row], threshold: float | None = None) -> None:
+    """Writes rows as CSV; `flagged` is yes or no, and empty without a threshold."""
+    names = [field.name for field in dataclasses.fields(Row)]
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=[*names[:-1], "flagged", names[-1]])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) | {"flagged": flag_of(row, threshold)} for row in rows)
+
+
+def flag_of(row: Row, threshold: float | None) -> str:
+    """yes or no; empty without a threshold."""
+    if threshold is None:
+        return ""
+    return "yes" if is_flagged(row.nqm, threshold) else "no"
+
+
+def _measure_volume(ensemble: Ensemble, volume: Volume, case: Case, kind: str) -> tuple[Row, Combined]:
+    image = corrupt(volume.image, kind, seed=ensemble.seed, case=case.id, renormalise=ensemble.renormalise)
+    seen = dataclasses.replace(volume, image=image)
+    combined = run_ensemble(
+        ensemble.model,
+        seen,
+        ensemble.cfg,
+        ensemble.samples,
+        ensemble.seed,
+        rule=ensemble.rule,
+        with_spread=True,
+    )
+    assert combined.mean is not None and combined.variance is not None  # they were asked for
+    scores: Mapping[str, float | None] = dict.fromkeys(METRICS)
+    if volume.label is not None:
+        labels = labels_of(combined.probabilities, ensemble.cfg)
+        scores = score_volume(combined.probabilities, labels, volume, ensemble.cfg, "one")
+    value = nqm(combined.mean, combined.variance)
+    return Row(case.id, kind, value, scores["hard_dice"], scores["soft_dice"], str(case.image)), combined
+
+
+def _write_maps(path: Path, combined: Combined, volume: Volume, cfg: Config, png: bool) -> None:
+    assert combined.variance is not None
+    variance = combined.variance.mean(0)
+    if png:
+        labels = labels_of(combined.probabilities, cfg)
+        draw_case(path.with_name(f"{volume.id}.nii.gz"), labels, variance, volume)
+    save_map(path, variance.astype(np.float32, copy=False), volume)
+
+
+def _is_absent(path: Path | None) -> bool:
+    return path is not None and not path.exists()
+
+
+def _parse(entry: Mapping[str, str]) -> Row:
+    def number(text: str) -> float | None:
+        return float(text) if text else None
+
+    dices = (number(entry["hard_dice"]), number(entry["soft_dice"]))
+    return Row(entry["id"], entry["artifact"], float(entry["nqm"]), *dices, entry["image"])

@@ -1,0 +1,85 @@
+"""Published numbers, one TOML file per paper, and the runs that are set beside them."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+SUFFIX = ".toml"
+VARIANTS = ("standard", "no_duplication", "no_ensemble")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training that a table asks for: a recipe with changes, and where it stands in the ablation.
+
+    `task` is part of the name of the dataset's folder and of the recipes for it.
+    """
+
+    id: str
+    task: str
+    recipe: str
+    group: str
+    variant: str
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The numbers as printed (`comparison`, `ablation`, `quality`: each with `source` and `rows`), and the plan."""
+
+    title: str
+    citation: str
+    metric: str
+    notes: tuple[str, ...]
+    comparison: Mapping[str, Any]
+    ablation: Mapping[str, Any]
+    quality: Mapping[str, Any]
+    plan: tuple[PlannedRun, ...]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks of the comparison, in the order of its columns."""
+        return [row["task"] for row in self.quality["rows"]]
+
+
+def names() -> list[str]:
+    """Names of the papers, sorted."""
+    folder = resources.files("ncaseg") / "paper"
+    return sorted(entry.name.removesuffix(SUFFIX) for entry in folder.iterdir() if entry.name.endswith(SUFFIX))
+
+
+def load_paper(name_or_path: str | Path) -> Paper:
+    """Reads a paper by name, or a TOML file of the same form.
+
+    Raises:
+        FileNotFoundError: there is neither; the message lists the names.
+        ValueError: a key is missing or unknown.
+    """
+    known = names()
+    if str(name_or_path) in known:
+        text = (resources.files("ncaseg") / "paper" / f"{name_or_path}{SUFFIX}").read_text(encoding="utf-8")
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    else:
+        raise FileNotFoundError(
+            f"no paper named {str(name_or_path)!r}; known: {', '.join(known)}; or give a .toml file"
+        )
+    return _parse(tomllib.loads(text), str(name_or_path))
+
+
+def _parse(tree: dict[str, Any], name: str) -> Paper:
+    try:
+        plan = tuple(_planned(entry) for entry in tree.pop("runs"))
+        return Paper(notes=tuple(tree.pop("notes")), plan=plan, **tree)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"paper {name} has a key missing or unknown: {error}") from error
+
+
+def _planned(entry: dict[str, Any]) -> PlannedRun:
+    overrides: Sequence[str] = entry.pop("overrides", ())
+    return PlannedRun(overrides=tuple(overrides), **entry)

@@ -1,0 +1,103 @@
+"""Finished runs: what their folders say about recipe, data, scores and quality control."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ncaseg import config
+from ncaseg.config import Config
+from ncaseg.data.split import Split, load_split
+from ncaseg.models import build_model
+
+# What tells two runs of one experiment apart, or changes no result: not a reason to call them different.
+FREE_KEYS = {
+    "train.seed",
+    "train.device",
+    "train.keep_every",
+    "train.checkpoint_every",
+    "train.validate_every",
+    "data.split_seed",
+    "data.cache",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with `recipe.toml`, `split.json` and `scores.json`; `quality` is its `qc.json`, or None."""
+
+    folder: Path
+    cfg: Config
+    split: Split
+    scores: dict[str, Any]
+    quality: dict[str, Any] | None
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in build_model(self.cfg.model).parameters())
+
+    @property
+    def changes(self) -> list[str]:
+        """Differences to the built-in recipe of the same name; empty where there is none of that name."""
+        if self.cfg.name not in config.recipe_names():
+            return []
+        return significant_differences(config.load_recipe(self.cfg.name), self.cfg)
+
+    def conditions(self) -> dict[str, Any]:
+        """What its numbers hold under, as plain values."""
+        made = self.scores.get("made", {})
+        return {
+            "run": self.folder.name,
+            "recipe": self.cfg.name,
+            "changes": self.changes,
+            "parameters": self.num_parameters,
+            "train_cases": len(self.split.train),
+            "test_cases": self.scores["num_cases"],
+            "split_seed": self.split.seed,
+            "train_seed": self.cfg.train.seed,
+            "samples": self.scores["samples"],
+            "predict_seed": self.scores["seed"],
+            "commit": made.get("commit"),
+            "machine": made.get("machine"),
+            "soft_dice": [self.scores[key]["soft_dice"] for key in ("mean", "std")],
+            "hard_dice": [self.scores[key]["hard_dice"] for key in ("mean", "std")],
+        }
+
+
+def find_runs(folders: Iterable[str | Path]) -> list[Run]:
+    """The finished runs in these folders and one level below, by path; a run without `scores.json` is not finished.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: a file of a run cannot be read.
+    """
+    found = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"runs must be a folder; {folder} is not one")
+        for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+            if all((place / name).is_file() for name in ("recipe.toml", "split.json", "scores.json")):
+                found[place.resolve()] = place
+    return [_read(place) for place in found.values()]
+
+
+def significant_differences(old: Config, new: Config) -> list[str]:
+    """Differences between two recipes that make them different experiments."""
+    return [line for line in config.differences(old, new) if line.partition(":")[0] not in FREE_KEYS]
+
+
+def _read(folder: Path) -> Run:
+    quality = folder / "qc.json"
+    try:
+        return Run(
+            folder=folder,
+            cfg=config.load_recipe(folder / "recipe.toml"),
+            split=load_split(folder / "split.json"),
+            scores=json.loads((folder / "scores.json").read_text(encoding="utf-8")),
+            quality=json.loads(quality.read_text(encoding="utf-8")) if quality.is_file() else None,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder} must hold the files of a run; they cannot be read: {error}") from error
