@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "ncaseg.artifacts": {"numpy"},
     "ncaseg.models": CORE | USER | TOOLS | {"ncaseg.models"},
     "ncaseg.data": CORE | IMAGES | TOOLS | {"ncaseg.data"},
+    "ncaseg.diffusion": CORE | {"ncaseg.diffusion", "ncaseg.quality"},
     "ncaseg": CORE | USER | IMAGES | {"ncaseg", "safetensors", "tqdm"},
 }
 # Not everybody has these: imported inside functions, so that a missing one is noticed by those only who need it.
@@ -150,6 +151,7 @@ def test_every_part_of_ncakern_has_its_own_line():
         ("ncakern.backends.triton.launch", "from ncakern import _dispatch"),
         ("ncakern.functional", "def f():\n    import ncaseg.train"),
         ("ncaseg.models.segmenter", "from ncaseg.data.index import Case"),
+        ("ncaseg.diffusion.sampler", "from ncaseg.models import build_model"),
         ("ncaseg.train", "from ncakern.ops import nca_rollout"),
         ("ncaseg.train", "from ncakern import _philox"),
         ("ncaseg.report", "import matplotlib.pyplot as plt"),

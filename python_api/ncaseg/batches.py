@@ -14,7 +14,7 @@ from ncaseg.config import Config, TrainConfig
 from ncaseg.data.augment import augment
 from ncaseg.data.dataset import CaseStore, encode_label, pad_end
 
-WEIGHTS, ORDER, CROP, FIRE, VALIDATE, AUGMENT, SLICE = range(7)  # purposes of the random streams
+WEIGHTS, ORDER, CROP, FIRE, VALIDATE, AUGMENT, SLICE, TIME, NOISE = range(9)  # purposes of the random streams
 
 
 def stream(cfg: TrainConfig, *key: int) -> int:

@@ -1,4 +1,4 @@
-"""The command line `ncaseg`: arguments and exit codes only; each verb loads what it needs when it runs.
+"""The command line `ncaseg`: its verbs and exit codes only; each verb loads what it needs when it runs.
 
 Exit codes: 0 done, 2 usage (arguments, recipe, model name), 3 data (or `qc` flags a case), 4 environment (a package,
 the disk, a build).
@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from ncaseg import arguments
 
 EXIT_USAGE, EXIT_DATA, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 2, 3, 4, 130
 DATA_ERRORS = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError, FloatingPointError)
@@ -68,133 +70,21 @@ def build_parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=run)
         return verb
 
-    _add_train(add("train", _train, "Train a recipe on a folder of volumes; goes on where RUN stopped."))
-    _add_predict(add("predict", _predict, "Segment a NIfTI file or a folder of them; geometry is kept."))
-    _add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
-    _add_qc(add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if there is one."))
-    _add_reproduce(
+    arguments.add_train(add("train", _train, "Train a recipe on a folder of volumes; goes on where RUN stopped."))
+    arguments.add_predict(
+        add("predict", _predict, "Segment a NIfTI file, a picture, or a folder of either; geometry is kept.")
+    )
+    arguments.add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
+    arguments.add_qc(
+        add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if there is one.")
+    )
+    arguments.add_reproduce(
         add("reproduce", _reproduce, "Write the tables of a paper with the numbers of finished runs beside.")
     )
     demo = add("demo", _demo, "Train on synthetic volumes, segment one and draw it: no download, a few minutes.")
     demo.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for everything it writes")
     add("doctor", _doctor, "Say what is installed, which backend will run and how fast it is.")
     return parser
-
-
-def _add_train(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", metavar="RECIPE", help="name of a built-in recipe, or a .toml file")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="change a recipe entry: train.steps=2000")
-    _add_pairs(verb)
-    verb.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-
-
-def _add_predict(verb: argparse.ArgumentParser) -> None:
-    _add_model(verb)
-    verb.add_argument("input", type=Path, metavar="INPUT", help="a .nii or .nii.gz file, or a folder of them")
-    verb.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file, or folder for a folder")
-    _add_ensemble(verb, default=None)
-    verb.add_argument("--png", action="store_true", help="also draw an overlay and a variance picture per case")
-    verb.add_argument("--overwrite", action="store_true", help="redo cases of a folder that already have an output")
-    verb.add_argument("--memory", type=_bytes, metavar="SIZE", help="occupy at most, e.g. 2GB: in tiles if need be")
-    verb.add_argument("--scratch", type=Path, metavar="DIR", help="for the files of tiles (default: the system's)")
-    verb.add_argument("--no-torch", action="store_true", help="use numpy and the C++ kernel alone (CPU)")
-
-
-def _add_evaluate(verb: argparse.ArgumentParser) -> None:
-    _add_model(verb)
-    _add_pairs(verb)
-    _add_ensemble(verb, default=10)
-    verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
-    verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case here")
-    verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of a run; only its --subset is scored")
-    verb.add_argument(
-        "--compare",
-        type=_positive,
-        metavar="N",
-        help="also score an ensemble of N (1: a single run), and say what --samples gains over it",
-    )
-    verb.add_argument("--subset", choices=("validation", "train"), default="validation", help="default: %(default)s")
-    verb.add_argument(
-        "--empty",
-        choices=("one", "zero", "skip"),
-        default="one",
-        help="score where neither prediction nor label has a cell (default: %(default)s)",
-    )
-
-
-def _add_qc(verb: argparse.ArgumentParser) -> None:
-    _add_model(verb)
-    verb.add_argument(
-        "input", type=Path, nargs="?", metavar="INPUT", help="a NIfTI file or a folder of them to inspect"
-    )
-    verb.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="CSV", help="one row per case; a .json beside it"
-    )
-    _add_ensemble(verb, default=None)
-    verb.add_argument(
-        "--threshold", type=float, metavar="T", help="flag cases whose NQM is above (default: calibrated)"
-    )
-    verb.add_argument("--calibrate", type=Path, metavar="DATA", help="fit T on the training cases of --split in DATA")
-    verb.add_argument("--evaluate", type=Path, metavar="DATA", help="count found failures on its validation cases")
-    verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of the run, for the two above")
-    verb.add_argument("--target", type=float, default=0.8, metavar="DICE", help="a failure is below (default: 0.8)")
-    metrics = ("hard_dice", "soft_dice")
-    verb.add_argument(
-        "--metric", choices=metrics, default=metrics[0], help="the Dice of the target (default: hard_dice)"
-    )
-    verb.add_argument("--inverse", action="store_true", help="regress NQM on Dice instead of Dice on NQM")
-    verb.add_argument("--renormalise", action="store_true", help="bring images with artefacts back to [0, 1]")
-    verb.add_argument(
-        "--maps", type=Path, metavar="DIR", help="write variance maps (NIfTI) of the inspected cases here"
-    )
-    verb.add_argument("--png", action="store_true", help="with --maps, also draw overlays and triptychs there")
-    verb.add_argument("--store", action="store_true", help="keep the fitted threshold in the checkpoint")
-
-
-def _add_reproduce(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("paper", metavar="PAPER", help="m3d, or a .toml file of that form")
-    verb.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the tables and runs/")
-    verb.add_argument("--runs", type=Path, nargs="+", default=[], metavar="DIR", help="more folders of finished runs")
-    verb.add_argument("--train", action="store_true", help="first train, score and inspect what the plan lacks (hours)")
-    verb.add_argument("--data", type=Path, metavar="DIR", help="the dataset, e.g. Task04_Hippocampus; its name counts")
-
-
-def _add_model(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("model", metavar="MODEL", help="a .safetensors checkpoint, or the name of a zoo entry")
-
-
-def _add_pairs(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data", type=Path, metavar="DIR", help="folder in the layout of the Decathlon (dataset.json)")
-    verb.add_argument("--images", type=Path, metavar="DIR", help="folder of images, instead of --data")
-    verb.add_argument("--labels", type=Path, metavar="DIR", help="folder of labels with the images' file names")
-
-
-def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None:
-    shown = "ensemble size (default: " + ("the model's own)" if default is None else f"{default})")
-    verb.add_argument("--samples", type=_positive, default=default, metavar="N", help=shown)
-    verb.add_argument("--seed", type=int, metavar="S", help="random seed (default: the model's own)")
-    verb.add_argument(
-        "--rule",
-        choices=("mean-logit", "mean-probability", "median"),
-        default="mean-logit",
-        help="how the runs become one (default: %(default)s; the median needs memory for all of them)",
-    )
-
-
-def _bytes(text: str) -> int:
-    from ncaseg.budget import parse_bytes
-
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -231,7 +121,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     model, cfg = _load_model(args.model)
     cases = evaluate.find_labelled_cases(data=args.data, images=args.images, labels=args.labels)
+    known = []
     if args.split is not None:
+        known = evaluate.restrict(cases, args.split, "train") if args.floors and args.subset == "validation" else []
         cases = evaluate.restrict(cases, args.split, args.subset)
     seed = cfg.predict.seed if args.seed is None else args.seed
     options = {"name": args.model, "seed": seed, "empty": args.empty, "rule": args.rule}
@@ -239,6 +131,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.compare is not None:
         other = evaluate.score_cases(model, cfg, cases, samples=args.compare, **options)
         scores["comparison"] = evaluate.compare_samples(scores, other)
+    if args.floors:
+        from ncaseg.score_samples import score_floors
+
+        scores["floors"] = score_floors(cfg, cases, known)
     print(evaluate.format_table(scores))
     if args.json is not None:
         evaluate.write_json(scores, args.json)
@@ -246,7 +142,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         evaluate.write_csv(scores, args.csv)
     worst = min(scores["cases"], key=lambda case: math.inf if case["hard_dice"] is None else case["hard_dice"])
     image = next(case.image for case in cases if case.id == worst["id"])
-    _next(f"ncaseg predict {args.model} {image} -o lowest.nii.gz --png   # the case with the lowest score")
+    suffix = ".nii.gz" if image.name.endswith((".nii", ".nii.gz")) else ".png"
+    _next(f"ncaseg predict {args.model} {image} -o lowest{suffix} --png   # the case with the lowest score")
 
 
 def _qc(args: argparse.Namespace) -> int | None:

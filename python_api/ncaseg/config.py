@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ncaseg import levels
-from ncaseg.settings import AugmentConfig, Config, DataConfig, ModelConfig, PredictConfig, TrainConfig
+from ncaseg.settings import AugmentConfig, Config, DataConfig, DiffusionConfig, ModelConfig, PredictConfig, TrainConfig
 
 __all__ = [
     "AugmentConfig",
     "Config",
     "DataConfig",
+    "DiffusionConfig",
     "ModelConfig",
     "PredictConfig",
     "TrainConfig",

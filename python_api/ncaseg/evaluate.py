@@ -22,6 +22,7 @@ from ncaseg.files import replacing, write_text
 from ncaseg.models.base import Segmenter
 from ncaseg.predict import predict_case
 from ncaseg.provenance import describe
+from ncaseg.score_samples import format_protocols, score_samples
 
 METRICS = ("hard_dice", "iou", "soft_dice")
 
@@ -95,8 +96,14 @@ def score_cases(
 
     Returns:
         What `ncaseg evaluate --json` writes: `mean`, `std`, `cases`, `classes` (means per class), `model`, `samples`,
-        `seed`, `conditions`, `made` (commit, machine); plain numbers, strings, lists and dicts.
+        `seed`, `conditions`, `made` (commit, machine); plain numbers, strings, lists and dicts. A model that samples
+        masks gets `protocols` as well, see `ncaseg.score_samples`.
+
+    Raises:
+        ValueError: a model that samples masks is given an `empty` or a `rule` that it does not have.
     """
+    if cfg.model.is_diffusion:
+        return score_samples(model, cfg, cases, name=name, samples=samples, seed=seed, empty=empty, rule=rule)
     rows = []
     for case in tqdm(cases, desc="evaluate", unit="case", disable=None):
         volume = load_case(case, cfg.data)
@@ -170,6 +177,10 @@ def format_table(scores: Mapping[str, Any]) -> str:
     lines += [f"{name:<{width}}  " + "  ".join(f"{_show(row[m]):>9}" for m in METRICS) for name, row in named]
     for value, entry in scores["classes"].items():
         lines.append(f"label {value}: " + ", ".join(f"{name} {_show(number)}" for name, number in entry.items()))
+    if "protocols" in scores:
+        lines.append(format_protocols(scores["protocols"]))
+    if "floors" in scores:
+        lines.append(format_protocols({f"floor {name}": entry for name, entry in scores["floors"].items()}))
     if "comparison" in scores:
         lines.append(_describe_gain(scores))
     count, members = scores["num_cases"], scores["samples"]
@@ -187,6 +198,9 @@ def write_csv(scores: Mapping[str, Any], path: str | Path) -> None:
     rows = []
     for case in scores["cases"]:
         nested = {f"label_{v}_{name}": number for v, entry in case["classes"].items() for name, number in entry.items()}
+        nested |= {
+            f"{p} {key}": number for p, entry in case.get("protocols", {}).items() for key, number in entry.items()
+        }
         rows.append({"id": case["id"], **{metric: case[metric] for metric in METRICS}, **nested})
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))

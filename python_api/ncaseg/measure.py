@@ -38,6 +38,13 @@ class Ensemble:
     rule: str = DEFAULT_RULE
     renormalise: bool = False
 
+    def __post_init__(self) -> None:
+        if self.cfg.model.is_diffusion:
+            raise ValueError(
+                f"model.kind must not be {self.cfg.model.kind!r} for quality control, whose artefacts and thresholds "
+                "are made for segmenters; the NQM of sampled masks is in `ncaseg evaluate --json`"
+            )
+
     def conditions(self) -> dict[str, Any]:
         """What must be equal for two NQMs to be comparable, as plain values."""
         weights = hashlib.sha256()

@@ -18,6 +18,10 @@ FLOAT_BYTES = 4
 # States alive beside the kept ones at the peak of the backward pass: input, output, gradients, scratch. 7.6 and 7.0
 # were measured (64x64x52 cells, 20 steps, keep_every 1 and 4; x86-64, torch 2.13, 2026-11).
 WORKING_STATES = 8
+# More of them in MedSegDiffNCA, which puts states together anew, and in the one step with attention that is being
+# differentiated: 3.4 and 15 were measured (4 x 256x256 cells, 16 channels, the same machine).
+DIFFUSION_STATES = 4
+ATTENTION_STATES = 15
 # Feature maps of BasicUNet at full resolution, in units of its first width, all stages counted: 16.6 and 17.4 were
 # measured (48x64x48 and 64x64x96 cells, batch 2, MONAI 1.6.1, the same machine).
 UNET_MAPS = 18
@@ -68,16 +72,17 @@ def step_bytes(cfg: Config, size: Triple, keep_every: int | None = None) -> int:
         return volume * (model.features[0] * UNET_MAPS)
     cells = [
         batch * math.prod(level)
-        for level in working_sizes(pad_size(size, model.scales, model.pad), model.scales, model.patches)
+        for level in working_sizes(pad_size(size, model.scales, model.pad), model.scales, model.training_patches)
     ]
     state = [FLOAT_BYTES * model.channels * n for n in cells]
+    working = WORKING_STATES + ATTENTION_STATES * model.attention + DIFFUSION_STATES * (model.kind != "m3d")
     if ncakern.backends()["cpu"] is not None and train.device == "cpu":
         kept = sum(reference_bytes(model) * steps * n for steps, n in zip(model.steps, cells, strict=True))
-        return kept + WORKING_STATES * max(state)
+        return kept + working * max(state)
     kept = sum(math.ceil(steps / keep) * s for steps, s in zip(model.steps, state, strict=True))
     again = max(min(keep, steps) * s for steps, s in zip(model.steps, state, strict=True)) if keep > 1 else 0
     images = 2 * volume * (model.in_channels + model.out_channels)
-    return kept + again + WORKING_STATES * max(state) + images
+    return kept + again + working * max(state) + images
 
 
 def reference_bytes(model: ModelConfig) -> int:
@@ -124,7 +129,7 @@ def _cgroup_room(folder: Path) -> int | None:
 def _advice(cfg: Config, size: Triple, free: int) -> str:
     smaller = "Use a smaller train.batch_size (with train.accumulate), patches (model.patches) or a machine with more"
     best = math.isqrt(max(cfg.model.steps))
-    if cfg.model.kind == "m3d" and best > cfg.train.keep_every:
+    if cfg.model.kind != "unet" and best > cfg.train.keep_every:
         least = step_bytes(cfg, size, best)
         if least <= free:
             return f"train.keep_every={best} needs {show(least)} for the same result, and some more time"

@@ -1,4 +1,4 @@
-"""Whole volumes through a trained model: ensemble, threshold, and NIfTI files that keep their geometry."""
+"""Whole volumes through a trained model: ensemble, threshold, and files that keep the geometry of their input."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy as np
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import SUFFIXES, Case, case_id, find_cases
+from ncaseg.data.pictures import SUFFIXES as PICTURES
+from ncaseg.data.pictures import is_picture, save_mask
 from ncaseg.edge import EdgeModel, from_torch, run_member
 from ncaseg.ensemble import DEFAULT_RULE, Combined, combine
 from ncaseg.files import replacing
@@ -41,6 +43,7 @@ def predict_case(
     The members are combined by `rule`, and a channel claims the cells whose probability is above
     `cfg.predict.threshold` (0.5). Member i draws its fire bits from (seed, sample i), so it is the same alone and among
     others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a time.
+    A model that samples masks gives the mean of its clipped samples instead, between 0 and 1, and knows no median.
 
     Args:
         model: from `build_model`, `load_model` or `load_edge_model` (the same computation as the former two on
@@ -60,7 +63,7 @@ def predict_case(
             None unless asked for.
 
     Raises:
-        ValueError: `samples` is below 1, or the volume does not fit the model.
+        ValueError: `samples` is below 1, the volume does not fit the model, or the model does not have the rule.
     """
     combined = run_ensemble(model, volume, cfg, samples, seed, rule=rule, with_spread=with_variance)
     variance = None if combined.variance is None else combined.variance.mean(0)
@@ -83,6 +86,8 @@ def run_ensemble(
     members: Iterator[np.ndarray]
     if isinstance(model, EdgeModel):
         members = (volume.to_native(run_member(model, volume.image, seed=seed, member=i)) for i in range(samples))
+    elif cfg.model.is_diffusion:
+        return _combine_samples(model, volume, cfg, samples, seed, rule, with_spread)
     else:
         members = _member_logits(model, volume, cfg, samples, seed)
     return combine(members, rule=rule, with_spread=with_spread)
@@ -145,19 +150,21 @@ def predict_path(
     memory: int | None = None,
     scratch: Path | None = None,
 ) -> list[Path]:
-    """Segments one NIfTI file, or every NIfTI file of a folder, into files of the same geometry.
+    """Segments one NIfTI file or picture, or every one of a folder, into files of the same geometry.
 
-    Affine, qform and sform with their codes, voxel sizes and units are the input's; the voxels are uint8 labels.
+    A picture gives a PNG of 0 and 255 (of label values, where there are several). Of NIfTI, affine, qform and sform
+    with their codes, voxel sizes and units are the input's; the voxels are uint8 labels.
 
     Args:
         model: a checkpoint file, the name of a zoo entry, or what `load_model` returned as (model, cfg).
-        source: a `.nii` or `.nii.gz` file, or a folder of them.
+        source: a `.nii` or `.nii.gz` file, a picture, or a folder of either.
         out: for a file: the file to write, or a folder for it. For a folder: a folder; names are kept, and a case that
             already has its output is skipped, so that an interrupted run can be repeated.
         samples: members of the ensemble; None takes the recipe's.
         seed: names the random stream; None takes the recipe's.
         rule: how members become one, see `ncaseg.ensemble.combine`.
-        png: also write `<id>_overlay.png` and `<id>_variance.png` beside each segmentation.
+        png: also write `<id>_overlay.png` and `<id>_variance.png` beside each segmentation, and for a model that
+            samples masks and a picture `<id>_sampling.png`.
         overwrite: redo the cases of a folder that already have an output.
         memory: the most bytes that this process may occupy; what was chosen is printed for every case. Needs a model
             on the CPU. None sets no limit.
@@ -197,14 +204,21 @@ def predict_path(
             )
         else:
             _, labels, variance = predict_case(loaded, volume, cfg, samples, seed, with_variance=png, rule=rule)
-        save_labels(target, labels, volume)
+        if is_picture(case.image):
+            save_mask(target, labels)
+        else:
+            save_labels(target, labels, volume)
         if variance is not None:
             draw_case(target, labels, variance, volume)
+            if cfg.model.is_diffusion and is_picture(case.image) and not isinstance(loaded, EdgeModel):
+                from ncaseg.strip import draw_strip
+
+                draw_strip(f"{_stem(target)}_sampling.png", loaded, volume, cfg, samples, seed)
     return [target for _, target in todo]
 
 
 def list_inputs(source: Path) -> list[Case]:
-    """The NIfTI file, or every NIfTI file of the folder, as cases without labels.
+    """The NIfTI file or picture, or every one of the folder, as cases without labels.
 
     Raises:
         FileNotFoundError: there is no such file, or none in the folder.
@@ -212,7 +226,7 @@ def list_inputs(source: Path) -> list[Case]:
     if source.is_dir():
         return find_cases(images=source)
     if not source.is_file():
-        raise FileNotFoundError(f"input must be a NIfTI file or a folder of them; {source} does not exist")
+        raise FileNotFoundError(f"input must be a NIfTI file, a picture, or a folder of them; {source} does not exist")
     return [Case(id=case_id(source), image=source, label=None)]
 
 
@@ -243,10 +257,24 @@ def draw_case(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Vo
     """Draws `<id>_overlay.png` and `<id>_variance.png` beside the segmentation `target`."""
     from ncaseg import report
 
-    image = native_image(volume)
-    stem = target.parent / case_id(target)
-    report.draw_overlay(f"{stem}_overlay.png", image, labels, spacing_mm=volume.spacing_mm)
-    report.draw_triptych(f"{stem}_variance.png", image, labels, variance, spacing_mm=volume.spacing_mm)
+    image, spacing_mm = native_image(volume), volume.spacing_mm
+    if image.shape[2] == 1:  # a picture, or a single slice: one plane says it all
+        image, labels, variance, spacing_mm = image[..., 0], labels[..., 0], variance[..., 0], spacing_mm[:2]
+    report.draw_overlay(f"{_stem(target)}_overlay.png", image, labels, spacing_mm=spacing_mm)
+    report.draw_triptych(f"{_stem(target)}_variance.png", image, labels, variance, spacing_mm=spacing_mm)
+
+
+def _combine_samples(
+    model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int, rule: str, with_spread: bool
+) -> Combined:
+    """The mean of the clipped samples of a model that samples masks, and their spread."""
+    from ncaseg import medsegdiff
+
+    medsegdiff.check_rule(rule)
+    coded = medsegdiff.sample_volume(model, volume, cfg, samples, seed)
+    members = volume.to_native(medsegdiff.decode(coded, cfg.diffusion).numpy())
+    mean = members.mean(0)
+    return Combined(mean, mean, members.var(0)) if with_spread else Combined(mean)
 
 
 def _member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[np.ndarray]:
@@ -295,7 +323,15 @@ def _targets(source: Path, out: Path) -> list[tuple[Case, Path]]:
     """Pairs every input with the file that its labels go to."""
     cases = list_inputs(source)
     if source.is_dir():
-        if out.is_file() or out.name.endswith(SUFFIXES):
+        if out.is_file() or out.name.endswith((*SUFFIXES, *PICTURES)):
             raise ValueError(f"out must be a folder when the input is one; got {out}")
-        return [(case, out / case.image.name) for case in cases]
-    return [(cases[0], out if out.name.endswith(SUFFIXES) else out / source.name)]
+        return [(case, out / _output_name(case.image)) for case in cases]
+    return [(cases[0], out if out.name.endswith((*SUFFIXES, *PICTURES)) else out / _output_name(source))]
+
+
+def _output_name(image: Path) -> str:
+    return f"{case_id(image)}.png" if is_picture(image) else image.name
+
+
+def _stem(target: Path) -> Path:
+    return target.parent / case_id(target)

@@ -14,6 +14,7 @@ from ncaseg.files import replacing
 Colour = tuple[int, int, int]
 
 PANEL_PX = 360  # longest side of a panel: a 50-voxel volume is magnified about seven times
+SAMPLING_PANEL_PX = 192
 CAPTION_PX = 22
 PREDICTION_COLOUR = (255, 140, 0)
 LABEL_COLOUR = (0, 200, 255)
@@ -93,6 +94,42 @@ def draw_triptych(
     save_png(_row_of([(_panel(plane, in_plane, scale), name) for name, plane in planes.items()], []), path)
 
 
+def draw_sampling(
+    path: str | Path,
+    picture: np.ndarray,
+    frames: Sequence[tuple[str, np.ndarray]],
+    limits: tuple[float, float],
+    mean: np.ndarray,
+    deviation: np.ndarray,
+) -> None:
+    """Writes a PNG of one sample from noise to mask, then the mean and the deviation of the ensemble.
+
+    The first panel is the picture with the outline of the mean above one half.
+
+    Args:
+        path: the PNG to write.
+        picture: `[C, H, W]` in [0, 1]; three channels are shown in colour, otherwise the first one in grey.
+        frames: (caption, `[H, W]`), in the order of sampling.
+        limits: values of the frames that are shown black and white.
+        mean, deviation: `[H, W]`, of a mask from 0 to 1; the deviation is at most one half.
+
+    Raises:
+        ValueError: an array is not of the picture's size.
+    """
+    size = picture.shape[1:]
+    for name, array in (*frames, ("mean", mean), ("deviation", deviation)):
+        if array.shape != size:
+            raise ValueError(f"{name} must have the picture's size {size}; got {array.shape}")
+    grey = [(caption, _stretch(frame, *limits)) for caption, frame in frames]
+    grey += [("mean", _stretch(mean, 0.0, 1.0)), ("deviation, 0 to 0.5", _stretch(deviation, 0.0, 0.5))]
+    scale = SAMPLING_PANEL_PX / max(size)
+    shown = picture.transpose(1, 2, 0) if len(picture) == 3 else picture[0]
+    first = _panel(_stretch(shown, 0.0, 1.0), (1.0, 1.0), scale).convert("RGB")
+    _draw_outline(first, mean > 0.5, PREDICTION_COLOUR, width=2)
+    panels = [(first, "picture"), *((_panel(array, (1.0, 1.0), scale), caption) for caption, array in grey)]
+    save_png(_row_of(panels, [("mean above one half", PREDICTION_COLOUR)]), path)
+
+
 def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, `size` pixels high."""
     return ImageFont.load_default(size=size)
@@ -147,7 +184,7 @@ def _plane_spacing(spacing_mm: Sequence[float], axis: int | None) -> tuple[float
 
 
 def _panel(plane: np.ndarray, spacing: Sequence[float], scale: float) -> Image.Image:
-    height, width = (max(1, round(n * mm * scale)) for n, mm in zip(plane.shape, spacing, strict=True))
+    height, width = (max(1, round(n * mm * scale)) for n, mm in zip(plane.shape[:2], spacing, strict=True))
     shrinks = width < plane.shape[1] or height < plane.shape[0]
     return Image.fromarray(np.ascontiguousarray(plane)).resize(
         (width, height), Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST

@@ -14,8 +14,10 @@ def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The segmenter: ``kind`` "m3d", the automata, or "unet", the baseline, which reads only ``in_channels``,
-    ``out_channels`` and ``features`` (six widths). Tuples ordered by level run from coarse to fine.
+    """The segmenter: ``kind`` "m3d", the automata; "unet", the baseline, which reads only ``in_channels``,
+    ``out_channels`` and ``features`` (six widths); "medsegdiff", automata that denoise a mask, trained and sampled as
+    ``diffusion`` says; or "medsegdiff_oneshot", the same automata without diffusion, trained as the first two are.
+    Tuples ordered by level run from coarse to fine.
 
     ``out_channels`` 1 is the merged foreground; otherwise one sigmoid channel per entry of ``data.labels``.
     ``scales[i]`` are the per-axis factors between level i and level i + 1. ``pad`` fills sizes that the product of the
@@ -25,6 +27,8 @@ class ModelConfig:
     without entries every level gets a patch of the size of level 0, as in M3D-NCA.
     ``ndim`` 2 is Med-NCA: every slice of the third axis is an automaton of its own. ``perception`` "depthwise" has one
     filter per channel, "dense" lets every channel see every channel; there are ``num_filters`` of them.
+    Only the two of MedSegDiffNCA have an ``activation`` other than "relu" ("leaky_relu"), the ``attention_*`` entries
+    and ``position``: see :class:`ncaseg.models.medsegdiffnca.MedSegDiffNCA`.
     """
 
     kind: str = "m3d"
@@ -45,6 +49,21 @@ class ModelConfig:
     perception: str = "depthwise"
     num_filters: int = 1
     features: tuple[int, ...] = (24, 24, 48, 96, 192, 24)
+    activation: str = "relu"
+    attention: bool = False
+    attention_reduction: int = 16
+    attention_residual: bool = True
+    position: bool = False
+
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether the mask is sampled instead of computed in one pass."""
+        return self.kind == "medsegdiff"
+
+    @property
+    def training_patches(self) -> tuple[tuple[int, ...], ...]:
+        """What :func:`ncaseg.levels.working_sizes` is to take as patches in training."""
+        return self.patches if self.kind == "m3d" else ((),) * len(self.kernel_sizes)
 
     def __post_init__(self) -> None:
         levels = len(self.kernel_sizes)
@@ -70,7 +89,8 @@ class ModelConfig:
             all(len(p) in (0, 3) for p in self.patches), "model.patches", "be [] or three sizes each", self.patches
         )
         _require(all(s >= 1 for p in self.patches for s in p), "model.patches", "be at least 1", self.patches)
-        _require_one_of("model.kind", self.kind, ("m3d", "unet"))
+        _require_one_of("model.kind", self.kind, ("m3d", "unet", "medsegdiff", "medsegdiff_oneshot"))
+        self._check_medsegdiff()
         _require(len(self.features) == 6 and min(self.features) >= 1, "model.features", "be six widths", self.features)
         _require(self.ndim in (2, 3), "model.ndim", "be 2 or 3", self.ndim)
         flat = self.ndim == 3 or all(scale[2] == 1 for scale in self.scales)
@@ -84,6 +104,68 @@ class ModelConfig:
         _require_one_of("model.norm", self.norm, ("none", "batch", "instance"))
         _require_one_of("model.padding", self.padding, ("reflect", "zeros", "replicate", "circular"))
 
+    def _check_medsegdiff(self) -> None:
+        _require_one_of("model.activation", self.activation, ("relu", "leaky_relu"))
+        _require(self.attention_reduction >= 1, "model.attention_reduction", "be at least 1", self.attention_reduction)
+        if self.kind not in ("medsegdiff", "medsegdiff_oneshot"):
+            _require(self.activation == "relu", "model.activation", f"be relu with kind {self.kind}", self.activation)
+            extras = self.attention or self.position
+            _require(not extras, "model.attention and model.position", f"be off with kind {self.kind}", extras)
+            return
+        least = self.in_channels + 3 + self.position
+        _require(self.channels >= least, "model.channels", f"be at least {least} with this kind", self.channels)
+        _require(self.out_channels == 1, "model.out_channels", "be 1 with this kind", self.out_channels)
+        _require(self.patches == (), "model.patches", "be empty with this kind: it sees whole images", self.patches)
+        _require(self.norm != "batch", "model.norm", 'be "none" or "instance": samples must not mix', self.norm)
+        _require(self.pad == "none", "model.pad", 'be "none" with this kind: sizes of levels are rounded up', self.pad)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """How masks are noised, learned and sampled (with ``model.kind`` "medsegdiff").
+
+    There are ``timesteps`` T of the ``schedule`` "linear" (0.1 / T to 20 / T) or "cosine". The network answers the
+    ``target`` "eps", "x0" or "v" in its channel 0, and is told t / T (``time`` "fraction") or t itself ("index").
+    ``mask`` "signed" codes background and lesion as -1 and +1, "unit" as 0 and 1; the implied x_0 is cut to ``clip``.
+    The loss is ``noise_weight`` times the squared error of the answer, weighted over t by min-SNR where ``snr_gamma``
+    is above 0, plus ``image_weight`` times the squared errors of the first ``image_channels`` painted image channels
+    (0: all of them) against the mask, summed over the channels.
+    ``sampler`` "ddpm" or "ddim" visits ``sample_steps`` of the T times. Validation takes one DDIM sample of
+    ``validate_steps`` for the first ``validate_cases`` cases (0: all).
+    """
+
+    timesteps: int = 100
+    schedule: str = "linear"
+    target: str = "eps"
+    time: str = "fraction"
+    mask: str = "signed"
+    clip: tuple[float, float] = (-1.0, 1.0)
+    noise_weight: float = 1.0
+    snr_gamma: float = 0.0
+    image_weight: float = 1.0
+    image_channels: int = 0
+    sampler: str = "ddpm"
+    sample_steps: int = 100
+    validate_steps: int = 10
+    validate_cases: int = 8
+
+    def __post_init__(self) -> None:
+        _require_one_of("diffusion.schedule", self.schedule, ("linear", "cosine"))
+        least = 21 if self.schedule == "linear" else 1
+        _require(self.timesteps >= least, "diffusion.timesteps", f"be at least {least}", self.timesteps)
+        _require_one_of("diffusion.target", self.target, ("eps", "x0", "v"))
+        _require_one_of("diffusion.time", self.time, ("fraction", "index"))
+        _require_one_of("diffusion.mask", self.mask, ("signed", "unit"))
+        low, high = self.clip
+        least_value = -1.0 if self.mask == "signed" else 0.0
+        _require(low <= least_value and high >= 1.0, "diffusion.clip", "hold both values of the mask", self.clip)
+        for name in ("noise_weight", "snr_gamma", "image_weight", "image_channels", "validate_cases"):
+            _require(getattr(self, name) >= 0, f"diffusion.{name}", "not be negative", getattr(self, name))
+        _require_one_of("diffusion.sampler", self.sampler, ("ddpm", "ddim"))
+        for name in ("sample_steps", "validate_steps"):
+            value = getattr(self, name)
+            _require(1 <= value <= self.timesteps, f"diffusion.{name}", "lie between 1 and timesteps", value)
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -92,6 +174,9 @@ class DataConfig:
     ``labels`` are the foreground values that may occur; ``size`` is the grid of the network (empty: native size; 0
     keeps the native size of an axis), reached by zeros at the end of each axis (``fit`` "pad") or by interpolation
     ("resize"); ``clip_again`` repeats clip and min-max after that, as M3D-NCA does.
+    ``intensity`` "percentiles" clips each channel and maps it to [0, 1]; "stored" takes the numbers of the file
+    (pictures: 0..1). ``resample`` is how an image is resized: "bicubic", M3D-NCA's, or "area", bilinear with a filter
+    as wide as the cells, for pictures that shrink a lot.
     """
 
     labels: tuple[int, ...] = (1,)
@@ -100,6 +185,8 @@ class DataConfig:
     size: tuple[int, ...] = ()
     fit: str = "pad"
     clip_again: bool = False
+    intensity: str = "percentiles"
+    resample: str = "bicubic"
     validation_fraction: float = 0.15
     split_seed: int = 0
     cache: bool = True
@@ -114,6 +201,10 @@ class DataConfig:
         _require(len(self.size) in (0, 3), "data.size", "be empty (native size) or three sizes", self.size)
         _require(all(s >= 0 for s in self.size), "data.size", "not be negative", self.size)
         _require_one_of("data.fit", self.fit, ("pad", "resize"))
+        _require_one_of("data.intensity", self.intensity, ("percentiles", "stored"))
+        _require_one_of("data.resample", self.resample, ("bicubic", "area"))
+        clips = self.intensity == "percentiles" or not self.clip_again
+        _require(clips, "data.clip_again", 'be false with data.intensity "stored"', self.clip_again)
         fraction = self.validation_fraction
         _require(0.0 <= fraction < 1.0, "data.validation_fraction", "lie in [0, 1)", fraction)
 
@@ -281,6 +372,7 @@ class Config:
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     predict: PredictConfig = PredictConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
 
     def __post_init__(self) -> None:
         allowed = (1, len(self.data.labels))
@@ -296,5 +388,8 @@ class Config:
             f"equal the number of data.modalities ({len(self.data.modalities)})",
             self.model.in_channels,
         )
+        channels = self.diffusion.image_channels
+        limit = f"not exceed model.in_channels ({self.model.in_channels})"
+        _require(channels <= self.model.in_channels, "diffusion.image_channels", limit, channels)
         is_flat = self.train.slices == 0 or self.model.ndim == 2
         _require(is_flat, "train.slices", "be 0 unless model.ndim is 2", self.train.slices)

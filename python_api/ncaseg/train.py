@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ncaseg import config, files
+from ncaseg import config, files, medsegdiff
 from ncaseg.batches import CROP, FIRE, VALIDATE, WEIGHTS, draw_batches, load_batch, steps_per_epoch, stream
 from ncaseg.checkpoint import load_state, save_model, save_state
 from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore, grid_sizes
-from ncaseg.data.index import Case, find_cases
+from ncaseg.data.index import Case, find_cases, find_groups
 from ncaseg.data.split import Split, load_split, make_split, save_split
 from ncaseg.levels import Triple, check_reflection, pad_size, working_sizes
 from ncaseg.logs import Progress, RunLog
@@ -32,6 +32,7 @@ from ncaseg.models import build_model
 from ncaseg.models.base import Segmenter
 
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds", "val_dice")
+Parts = dict[str, list[float]]  # columns of the log beyond these, a value per sample or batch
 
 
 def train(
@@ -69,7 +70,7 @@ def train(
     check_sizes(sizes, cfg)
     print(check_memory(cfg, list(sizes.values()), device), file=sys.stderr)
     _claim_folder(out, cfg, resume)
-    split = _fix_split(out / "split.json", cases, cfg)
+    split = _fix_split(out / "split.json", cases, cfg, find_groups(data_dir))
     volumes = CaseStore(cases, cfg.data)
 
     with torch.random.fork_rng(devices=[]):
@@ -83,14 +84,15 @@ def train(
     if (out / "state.pt").exists():
         step, updates = _restore(out / "state.pt", model, optimizer, average, split)
 
-    with RunLog(out, COLUMNS, keep_through=step) as log, Progress(total, start=step) as progress:
+    more = medsegdiff.COLUMNS if cfg.model.is_diffusion else ()
+    with RunLog(out, (*COLUMNS, *more), keep_through=step) as log, Progress(total, start=step) as progress:
         while step < total:
             began = time.monotonic()
             lr = learning_rate(cfg.train, updates, total, step // per_epoch, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batches = draw_batches(split.train, cfg.train, step)
-            loss, learned = _accumulate(model, optimizer, volumes, batches, cfg, step)
+            loss, learned, parts = _accumulate(model, optimizer, volumes, batches, cfg, step)
             limit = cfg.train.grad_clip if cfg.train.grad_clip > 0 else math.inf
             grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), limit))
             if not math.isfinite(loss + grad_norm):
@@ -109,8 +111,15 @@ def train(
             val_dice = None
             if cfg.train.validate_every > 0 and _is_due(step, total, cfg.train.validate_every):
                 val_dice = validation_dice(best_weights(model, average), volumes, split.validation, cfg)
-            row = {"step": step, "epoch": (step - 1) // per_epoch, "loss": loss, "lr": lr, "grad_norm": grad_norm}
-            log.write(row | {"seconds": round(time.monotonic() - began, 4), "val_dice": val_dice})
+            row: dict[str, float | None] = {
+                "step": step,
+                "epoch": (step - 1) // per_epoch,
+                "loss": loss,
+                "lr": lr,
+                "grad_norm": grad_norm,
+            }
+            row |= {"seconds": round(time.monotonic() - began, 4), "val_dice": val_dice}
+            log.write(row | {name: _mean(parts.get(name, [])) for name in more})
             shown = "" if val_dice is None else f"  val dice {val_dice:.3f}"
             progress.update(step, f"loss {loss:.4f}  lr {lr:.2e}{shown}")
             if _is_due(step, total, cfg.train.checkpoint_every):
@@ -125,11 +134,11 @@ def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
         ValueError: one does not; the message names the case, the level and the axis.
     """
     model = cfg.model
-    if model.kind != "m3d" or model.padding != "reflect":
+    if model.kind == "unet" or model.padding != "reflect":
         return
     for case, size in sizes.items():
         size = pad_size(size, model.scales, model.pad)
-        for patches in (model.patches, [()] * len(model.steps)):
+        for patches in (model.training_patches, [()] * len(model.steps)):
             try:
                 check_reflection(working_sizes(size, model.scales, patches), model.kernel_sizes, model.ndim)
             except ValueError as error:
@@ -176,6 +185,8 @@ def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:
 @torch.no_grad()
 def validation_dice(model: Segmenter, volumes: CaseStore, ids: Sequence[str], cfg: Config) -> float | None:
     """Mean hard Dice of the merged foreground at native geometry, one run per case; None without cases."""
+    if cfg.model.is_diffusion:
+        return medsegdiff.validation_dice(model, volumes, ids, cfg)
     device = next(model.parameters()).device
     scores = []
     for number, case in enumerate(ids):
@@ -194,33 +205,53 @@ def _accumulate(
     batches: list[tuple[str, ...]],
     cfg: Config,
     step: int,
-) -> tuple[float, bool]:
-    """Leave the mean gradient over the batches in the parameters; return the mean loss, and whether there is one."""
+) -> tuple[float, bool, Parts]:
+    """Leave the mean gradient over the batches in the parameters.
+
+    Returns:
+        The mean loss, whether there is a gradient, and what the loss is made of.
+    """
     optimizer.zero_grad(set_to_none=True)
     device = next(model.parameters()).device
-    mean_loss, learned = 0.0, False
+    mean_loss, learned, parts = 0.0, False, Parts()
     for number, ids in enumerate(batches):
         image, target = (tensor.to(device) for tensor in load_batch(volumes, ids, cfg, step, number))
-        logits, target = model.crop_forward(
-            image,
-            target,
-            seed=stream(cfg.train, FIRE, step, number),
-            generator=torch.Generator().manual_seed(stream(cfg.train, CROP, step, number)),
-            keep_every=cfg.train.keep_every,
-            foreground=cfg.train.foreground_crops,
-        )
-        loss = loss_of(logits, target, cfg.train) / len(batches)
+        loss, found = batch_loss(model, image, target, cfg, step, number)
+        loss = loss / len(batches)
+        for name, values in found.items():
+            parts.setdefault(name, []).extend(values)
         mean_loss += loss.item()
         if loss.requires_grad:
             loss.backward()
             learned = True
-    return mean_loss, learned
+    return mean_loss, learned, parts
+
+
+def batch_loss(
+    model: Segmenter, image: Tensor, target: Tensor, cfg: Config, step: int, number: int
+) -> tuple[Tensor, Parts]:
+    """The loss of batch ``number`` of a step, and what it is made of where the log has columns for that."""
+    if cfg.model.is_diffusion:
+        return medsegdiff.batch_loss(model, image, target, cfg, step, number)
+    logits, target = model.crop_forward(
+        image,
+        target,
+        seed=stream(cfg.train, FIRE, step, number),
+        generator=torch.Generator().manual_seed(stream(cfg.train, CROP, step, number)),
+        keep_every=cfg.train.keep_every,
+        foreground=cfg.train.foreground_crops,
+    )
+    return loss_of(logits, target, cfg.train), {}
 
 
 def loss_of(logits: Tensor, target: Tensor, cfg: TrainConfig) -> Tensor:
     """The loss that the recipe names; see :mod:`ncaseg.losses`."""
     more = {"gamma": cfg.focal_gamma} if cfg.loss == "dice_focal" else {}
     return LOSSES[cfg.loss](logits, target, skip_empty=cfg.skip_empty, weights=cfg.loss_weights, **more)
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _is_due(step: int, total: int, every: int) -> bool:
@@ -249,13 +280,14 @@ def _claim_folder(out: Path, cfg: Config, resume: bool) -> None:
         files.write_text(recipe, config.to_toml(cfg))
 
 
-def _fix_split(path: Path, cases: list[Case], cfg: Config) -> Split:
+def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str]) -> Split:
     """The split of the run: read if it is there, else made and written."""
     unlabelled = [case.id for case in cases if case.label is None]
     if unlabelled:
         raise ValueError(f"{len(unlabelled)} images have no label, e.g. {unlabelled[0]}; training needs one for each")
     if not path.exists():
-        save_split(path, make_split([case.id for case in cases], cfg.data.validation_fraction, cfg.data.split_seed))
+        ids = [case.id for case in cases]
+        save_split(path, make_split(ids, cfg.data.validation_fraction, cfg.data.split_seed, groups))
     split = load_split(path)
     missing = sorted({*split.train, *split.validation} - {case.id for case in cases})
     if missing:

@@ -86,7 +86,8 @@ def test_wrong_folders_are_named(tmp_path):
         find_cases(tmp_path, labels=tmp_path)
 
 
-def test_case_id_needs_a_nifti_name():
+def test_case_id_needs_the_name_of_an_image():
     assert case_id("x/y.z.nii.gz") == "y.z"
+    assert case_id("x/ISIC_0000001_segmentation.PNG") == "ISIC_0000001"
     with pytest.raises(ValueError, match="NIfTI"):
-        case_id("x.png")
+        case_id("x.txt")

@@ -65,3 +65,14 @@ def test_both_ways_agree_with_torch(size):
     np.testing.assert_allclose(resize_image(image, size), expected, atol=1e-5)
     expected = F.interpolate(torch.from_numpy(image)[None], size, mode="trilinear")[0]
     np.testing.assert_allclose(resize_back(image, size), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(9, 4, 6), (2, 12, 3), (6, 3, 1)])
+def test_area_and_centre_agree_with_torch(size):
+    image = np.random.default_rng(0).random((2, 6, 7, 5), np.float32)
+    how = {"mode": "bilinear", "antialias": True}
+    planes = F.interpolate(torch.from_numpy(image).movedim(3, 0), size[:2], **how)  # [Z, C, X, Y]
+    expected = F.interpolate(planes.permute(3, 1, 2, 0), (size[0], size[2]), **how).permute(1, 2, 0, 3)
+    np.testing.assert_allclose(resize_image(image, size, "area"), expected, atol=1e-6)
+    expected = F.interpolate(torch.from_numpy(image)[None], size, mode="nearest-exact")[0]
+    np.testing.assert_array_equal(resize_mask(image, size, "centre"), expected)

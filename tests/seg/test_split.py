@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ncaseg.data.index import find_groups
 from ncaseg.data.split import load_split, make_split, save_split
 
 IDS = [f"case_{i:03d}" for i in range(200)]
@@ -56,3 +57,25 @@ def test_bad_arguments_are_named():
         make_split(["a"], 0.5, seed=0)
     with pytest.raises(ValueError, match="fraction must lie"):
         make_split(IDS, 1.0, seed=0)
+
+
+def test_cases_of_a_group_stay_together():
+    ids = [f"c{i}" for i in range(20)]
+    groups = {f"c{i}": f"lesion {i // 3}" for i in range(15)}
+    for seed in range(5):
+        split = make_split(ids, 0.3, seed, groups)
+        assert 6 <= len(split.validation) <= 8 and {*split.train, *split.validation} == set(ids)
+        sides = {groups[i] for i in split.train if i in groups}, {groups[i] for i in split.validation if i in groups}
+        assert not sides[0] & sides[1]
+    assert make_split(ids, 0.3, 1, {i: i for i in ids}) == make_split(ids, 0.3, 1)
+    with pytest.raises(ValueError, match="groups must leave at least one training case; got 1 groups of 20"):
+        make_split(ids, 0.3, 0, dict.fromkeys(ids, "one"))
+
+
+def test_groups_are_read_from_the_folder(tmp_path):
+    assert find_groups(None) == find_groups(tmp_path) == {}
+    (tmp_path / "groups.csv").write_text("id,group,more\na,1,x\nb,1,y\n")
+    assert find_groups(tmp_path) == {"a": "1", "b": "1"}
+    (tmp_path / "groups.csv").write_text("image,lesion\na,1\n")
+    with pytest.raises(ValueError, match="groups.csv must have the columns id and group"):
+        find_groups(tmp_path)

@@ -192,7 +192,7 @@ def test_accumulated_gradient_is_the_mean_over_single_volumes(data):
     volumes = CaseStore(find_cases(data), cfg.data)
     ids = ("phantom_000", "phantom_001")
     optimizer = torch.optim.Adam(model.parameters())
-    loss, learned = train._accumulate(model, optimizer, volumes, [(i,) for i in ids], cfg, step=4)
+    loss, learned, _ = train._accumulate(model, optimizer, volumes, [(i,) for i in ids], cfg, step=4)
     got = [p.grad.clone() for p in model.parameters()]
 
     model.zero_grad()

@@ -11,6 +11,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from ncaseg.config import DataConfig
 from ncaseg.data.index import Case
+from ncaseg.data.pictures import is_picture, open_mask, open_picture
 from ncaseg.data.resample import resize_back, resize_image, resize_mask
 from ncaseg.levels import Triple
 
@@ -22,8 +23,8 @@ class Volume:
     """One loaded case.
 
     ``image`` is float32 ``[C_in, *S]`` in [0, 1] on the grid of the network: the native one, or, where the recipe has a
-    size, zero-padded at the end of each axis or resized (``is_resized``). ``label`` is int64 on the native grid with
-    the file's own values, or None.
+    size, zero-padded at the end of each axis or resized (``is_resized``). ``label`` is int64 (uint8 of a picture) on
+    the native grid with the file's own values, or None.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Volume:
     header: nib.Nifti1Header
     spacing_mm: tuple[float, ...]
     is_resized: bool = False
+    mask_rule: str = "floor"
 
     @property
     def content_size(self) -> tuple[int, ...]:
@@ -42,7 +44,7 @@ class Volume:
 
     def to_content(self, masks: np.ndarray) -> np.ndarray:
         """Masks ``[C, *S]`` on the native grid, float32, as they lie under the content."""
-        return resize_mask(masks, self.content_size) if self.is_resized else masks
+        return resize_mask(masks, self.content_size, self.mask_rule) if self.is_resized else masks
 
     def to_native(self, values: np.ndarray) -> np.ndarray:
         """Values ``[..., *S]`` on the network's grid, on the native one."""
@@ -59,7 +61,7 @@ class Volume:
 
 
 def load_case(case: Case, cfg: DataConfig) -> Volume:
-    """Read one case: clip to percentiles, min-max to [0, 1], pad or resize, and clip again if the recipe says so.
+    """Read one case: clip to percentiles, min-max to [0, 1], pad or resize, and clip again, as the recipe says.
 
     The order is that of M3D-NCA. Axes stay as stored; nothing is reoriented.
 
@@ -81,6 +83,7 @@ def load_case(case: Case, cfg: DataConfig) -> Volume:
         header=source.header.copy(),
         spacing_mm=tuple(float(z) for z in source.header.get_zooms()[:3]),
         is_resized=cfg.fit == "resize" and image.shape[1:] != native_size,
+        mask_rule="centre" if cfg.resample == "area" else "floor",
     )
 
 
@@ -113,7 +116,9 @@ def _read(path: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
 
 
 def _open(path: Path) -> nib.Nifti1Image:
-    """The image object: geometry, and voxels that are still in the file."""
+    """The image object: geometry, and voxels that are still in the file (those of a picture are not)."""
+    if is_picture(path):
+        return open_picture(path)
     try:
         source = nib.load(path)
     except FileNotFoundError:
@@ -179,13 +184,17 @@ def grid_sizes(cases: Iterable[Case], cfg: DataConfig) -> dict[str, Triple]:
 
 def _normalise(image: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
     """The image on the network's grid; large volumes are normalised in place."""
-    for channel in image:
-        _clip_min_max(channel, cfg, case)
+    low, high = 0.0, 1.0
+    if cfg.intensity == "percentiles":
+        for channel in image:
+            _clip_min_max(channel, cfg, case)
+    else:
+        low, high = float(image.min()), float(image.max())
     size = grid_size(image.shape[1:], cfg)
     if size != image.shape[1:]:
-        image = pad_end(image, size) if cfg.fit == "pad" else resize_image(image, size)
+        image = pad_end(image, size) if cfg.fit == "pad" else resize_image(image, size, cfg.resample)
         if cfg.fit == "resize" and not cfg.clip_again:
-            np.clip(image, 0.0, 1.0, out=image)
+            np.clip(image, low, high, out=image)
     if cfg.clip_again:
         for channel in image:
             _clip_min_max(channel, cfg, case)
@@ -204,7 +213,11 @@ def _clip_min_max(channel: np.ndarray, cfg: DataConfig, case: Case) -> None:
 
 
 def _read_label(path: Path, source: nib.Nifti1Image, case: Case, cfg: DataConfig) -> np.ndarray:
-    file, raw = _read(path)
+    if is_picture(path):
+        file = open_mask(path, cfg.labels)
+        raw = np.asarray(file.dataobj)
+    else:
+        file, raw = _read(path)
     if raw.shape != source.shape[:3]:
         both = f"image size {source.shape[:3]}, label size {raw.shape}"
         raise ValueError(f"{case.id}: {both}; resample the label or drop the case")
@@ -216,7 +229,7 @@ def _read_label(path: Path, source: nib.Nifti1Image, case: Case, cfg: DataConfig
     if unexpected:
         both = f"label values {values.tolist()}, expected {sorted((0, *cfg.labels))}"
         raise ValueError(f"{path}: {both}; set data.labels or map the values")
-    return raw.astype(np.int64)
+    return raw if raw.dtype == np.uint8 and is_picture(path) else raw.astype(np.int64)
 
 
 class CaseStore:

@@ -1,16 +1,29 @@
 """Files to cases: which image belongs to which label. Reads names and dataset.json, never a voxel."""
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ncaseg.data import pictures
+
 SUFFIXES = (".nii.gz", ".nii")
-FOLDER_PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"))
+FOLDER_PAIRS = (
+    ("imagesTr", "labelsTr"),
+    ("images", "labels"),
+    ("imagesTr", "masksTr"),
+    ("images", "masks"),
+    ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"),
+    ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"),
+)
+GROUPS = "groups.csv"
+MASK_ENDING = "_segmentation"  # of the masks of ISIC, in either case: ISIC_0000000_segmentation.png
+NO_IMAGES = "_superpixels"  # files of ISIC 2016 and 2017 beside the images
 
 
 @dataclass(frozen=True)
 class Case:
-    """One subject: ``id`` is the image's file name without ``.nii`` or ``.nii.gz``; ``label`` is None without one."""
+    """One subject: ``id`` is the image's file name without its suffix; ``label`` is None without one."""
 
     id: str
     image: Path
@@ -24,13 +37,15 @@ def find_cases(
 
     Args:
         data: a folder with ``dataset.json`` (Medical Segmentation Decathlon; its "training" list is read), or with the
-            folders ``imagesTr`` and ``labelsTr``, or ``images`` and ``labels``.
-        images: instead of ``data``: a folder of NIfTI images. Dot-files (among them the ``._`` companions of macOS) are
-            ignored.
-        labels: the folder of their labels, matched by file name. An image without a label gives ``label=None``.
+            folders ``imagesTr`` and ``labelsTr`` (or ``masksTr``), ``images`` and ``labels`` (or ``masks``), or those
+            of ISIC 2017 part 1 or ISIC 2018 task 1.
+        images: instead of ``data``: a folder of NIfTI images, or of pictures (which are ignored beside NIfTI files).
+            Dot-files (among them the ``._`` companions of macOS) are ignored.
+        labels: the folder of their labels, matched by file name, after which pictures may have ``_segmentation``. An
+            image without a label gives ``label=None``.
 
     Raises:
-        FileNotFoundError: a folder or a listed file does not exist, or there is no NIfTI file.
+        FileNotFoundError: a folder or a listed file does not exist, or there is no image.
         ValueError: a label without an image, two files of one id, or a dataset.json that cannot be understood.
     """
     if (data is None) == (images is None):
@@ -45,23 +60,46 @@ def find_cases(
     for image_name, label_name in FOLDER_PAIRS:
         if (folder / image_name).is_dir() and (folder / label_name).is_dir():
             return _paired(folder / image_name, folder / label_name)
-    expected = "dataset.json, or imagesTr and labelsTr, or images and labels"
+    expected = "dataset.json, or " + ", or ".join(" and ".join(pair) for pair in FOLDER_PAIRS)
     state = "holds none of these" if folder.is_dir() else "does not exist"
     raise FileNotFoundError(f"data must be a folder with {expected}; {folder} {state}")
 
 
+def find_groups(data: str | Path | None) -> dict[str, str]:
+    """Which cases belong together, a patient's or a lesion's, from ``groups.csv`` in the folder of the data.
+
+    Its columns are ``id`` and ``group``. Without the file, or without a folder, every case is on its own.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    path = None if data is None else Path(data) / GROUPS
+    if path is None or not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"id", "group"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path} must have the columns id and group; got {reader.fieldnames}")
+        return {row["id"]: row["group"] for row in reader}
+
+
 def case_id(path: str | Path) -> str:
-    """The file name without its NIfTI suffix.
+    """The file name without its suffix, NIfTI's or a picture's, and without the ending of a mask.
 
     Example:
         >>> case_id("a/hippocampus_001.nii.gz")
         'hippocampus_001'
+        >>> case_id("ISIC_0000000_Segmentation.png")
+        'ISIC_0000000'
     """
     name = Path(path).name
     for suffix in SUFFIXES:
         if name.endswith(suffix):
             return name.removesuffix(suffix)
-    raise ValueError(f"{path} must be a NIfTI file ending in {' or '.join(SUFFIXES)}")
+    if not pictures.is_picture(path):
+        raise ValueError(f"{path} must be a NIfTI file ending in {' or '.join(SUFFIXES)}, or a picture")
+    stem = Path(path).stem
+    return stem[: -len(MASK_ENDING)] if stem.lower().endswith(MASK_ENDING) else stem
 
 
 def _listed(index: Path) -> list[Case]:
@@ -96,12 +134,19 @@ def _volumes(name: str, folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{name} must be a folder; {folder} is not one")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith(SUFFIXES):
-            continue
+    for path in _images(folder):
         if case_id(path) in found:
             raise ValueError(f"{name} must hold one file per case; {path.name} and {found[case_id(path)].name} are two")
         found[case_id(path)] = path
     if not found:
-        raise FileNotFoundError(f"{name} must hold files ending in {' or '.join(SUFFIXES)}; {folder} has none")
+        raise FileNotFoundError(
+            f"{name} must hold files ending in {' or '.join(SUFFIXES)}, or pictures; {folder} has none"
+        )
     return found
+
+
+def _images(folder: Path) -> list[Path]:
+    """The NIfTI files of a folder; where there is none, its pictures."""
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    volumes = [path for path in visible if path.name.endswith(SUFFIXES)]
+    return volumes or [path for path in visible if pictures.is_picture(path) and not path.stem.endswith(NO_IMAGES)]

@@ -1,4 +1,4 @@
-"""From a native grid to the grid of the network and back, by resizing as M3D-NCA does; no spacing is involved.
+"""From a native grid to the grid of the network and back, by resizing; no spacing is involved.
 
 Arrays are channels first, the last three axes are space. Cell centres of both grids span the same box, as with
 ``align_corners=False`` in torch.
@@ -9,22 +9,29 @@ import numpy as np
 CUBIC = -0.75  # the coefficient of OpenCV and torch
 
 
-def resize_image(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Cubic convolution along each axis of ``[..., X, Y, Z]`` float32; may overshoot."""
+def resize_image(image: np.ndarray, size: tuple[int, ...], rule: str = "bicubic") -> np.ndarray:
+    """Along each axis of ``[..., X, Y, Z]`` float32.
+
+    Rules: "bicubic": cubic convolution, which may overshoot; and "area": linear, with a filter that is as wide as the
+    new cells where they are larger than the old ones, so that nothing is skipped.
+    """
+    taps = _cubic_taps if rule == "bicubic" else _area_taps
     for axis, new in enumerate(size, start=image.ndim - 3):
         old = image.shape[axis]
         if new != old:
-            place = centres(old, new, range(new))
-            low = np.floor(place).astype(np.int64)
-            weights = _cubic_weights(place - low)
-            image = _gather(image, axis, [(low - 1 + tap, weight) for tap, weight in enumerate(weights)])
+            image = _gather(image, axis, taps(old, new))
     return np.ascontiguousarray(image)
 
 
-def resize_mask(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Nearest neighbour: cell i of n takes cell ``floor(i * old / n)``, as in the published code."""
+def resize_mask(mask: np.ndarray, size: tuple[int, ...], rule: str = "floor") -> np.ndarray:
+    """Nearest neighbour: cell i of n takes cell ``floor(i * old / n)``, as in M3D-NCA's published code.
+
+    Rule "centre" takes the cell in which its centre lies.
+    """
     for axis, new in enumerate(size, start=mask.ndim - 3):
-        mask = mask.take(np.arange(new) * mask.shape[axis] // new, axis=axis)
+        cells, old = np.arange(new), mask.shape[axis]
+        chosen = cells * old // new if rule == "floor" else (2 * cells + 1) * old // (2 * new)
+        mask = mask.take(chosen, axis=axis)
     return mask
 
 
@@ -46,6 +53,22 @@ def linear(values: np.ndarray, axis: int, place: np.ndarray) -> np.ndarray:
     low = place.astype(np.int64)
     share = place - low
     return _gather(values, axis, [(low, 1 - share), (low + 1, share)])
+
+
+def _cubic_taps(old: int, new: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    place = centres(old, new, range(new))
+    low = np.floor(place).astype(np.int64)
+    return [(low - 1 + tap, weight) for tap, weight in enumerate(_cubic_weights(place - low))]
+
+
+def _area_taps(old: int, new: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Triangles of a new cell's width to either side (at least an old one's), cut at the border."""
+    place, width = centres(old, new, range(new)), max(old / new, 1.0)
+    first = np.ceil(place - width).astype(np.int64)
+    cells = first + np.arange(int(2 * width) + 1)[:, None]  # [taps, new]
+    weights = np.maximum(1 - np.abs(cells - place) / width, 0)
+    weights[(cells < 0) | (cells >= old)] = 0
+    return list(zip(cells, weights / weights.sum(0), strict=True))
 
 
 def _cubic_weights(t: np.ndarray) -> list[np.ndarray]:

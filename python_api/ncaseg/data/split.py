@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,10 +27,17 @@ class Split:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def make_split(ids: Iterable[str], fraction: float, seed: int) -> Split:
+def make_split(ids: Iterable[str], fraction: float, seed: int, groups: Mapping[str, str] | None = None) -> Split:
     """Sort the ids, shuffle them with ``seed`` and keep ``fraction`` of them for validation.
 
-    The number of validation cases is rounded to the nearest, at least one when ``fraction`` is positive.
+    The number of validation cases is rounded to the nearest, at least one when ``fraction`` is positive. Cases of one
+    group (a patient, a lesion) stay together: groups are shuffled, and held back until there are enough cases.
+
+    Args:
+        ids: of all cases.
+        fraction: of the cases that is held back.
+        seed: of the order.
+        groups: id to the name of its group; an id without one is a group of its own.
 
     Raises:
         ValueError: an id occurs twice, or no training case would be left.
@@ -48,8 +55,16 @@ def make_split(ids: Iterable[str], fraction: float, seed: int) -> Split:
     count = max(math.floor(fraction * len(ordered) + 0.5), 1 if fraction > 0 else 0)
     if count >= len(ordered):
         raise ValueError(f"ids must leave at least one training case; got {len(ordered)} ids and fraction {fraction}")
-    order = np.random.default_rng(seed).permutation(len(ordered))
-    held = {ordered[i] for i in order[:count]}
+    members: dict[str, list[str]] = {}
+    for name in ordered:
+        members.setdefault(name if groups is None else groups.get(name, name), []).append(name)
+    names = sorted(members)
+    held: set[str] = set()
+    for i in np.random.default_rng(seed).permutation(len(names)):
+        if len(held) < count:
+            held.update(members[names[i]])
+    if len(held) == len(ordered):
+        raise ValueError(f"groups must leave at least one training case; got {len(names)} groups of {len(ordered)} ids")
     return Split(
         train=tuple(i for i in ordered if i not in held),
         validation=tuple(i for i in ordered if i in held),

@@ -2,6 +2,7 @@
 
 from ncaseg.config import ModelConfig
 from ncaseg.models.base import Segmenter
+from ncaseg.models.medsegdiffnca import MedSegDiffNCA
 from ncaseg.models.segmenter import M3D
 from ncaseg.models.unet import UNet
 
@@ -10,6 +11,27 @@ def build_model(cfg: ModelConfig) -> Segmenter:
     """The segmenter that a recipe describes, with fresh weights drawn from torch's default generator."""
     if cfg.kind == "unet":
         return UNet(in_channels=cfg.in_channels, out_channels=cfg.out_channels, features=cfg.features)
+    if cfg.kind in ("medsegdiff", "medsegdiff_oneshot"):
+        return MedSegDiffNCA(
+            in_channels=cfg.in_channels,
+            channels=cfg.channels,
+            hidden=cfg.hidden,
+            kernel_sizes=cfg.kernel_sizes,
+            steps=cfg.steps,
+            scales=cfg.scales,
+            ndim=cfg.ndim,
+            attention=cfg.attention,
+            attention_reduction=cfg.attention_reduction,
+            attention_residual=cfg.attention_residual,
+            position=cfg.position,
+            pool=cfg.pool,
+            perception=cfg.perception,
+            num_filters=cfg.num_filters,
+            padding=cfg.padding,
+            norm=cfg.norm,
+            activation=cfg.activation,
+            fire_rate=cfg.fire_rate,
+        )
     return M3D(
         in_channels=cfg.in_channels,
         out_channels=cfg.out_channels,

@@ -1,0 +1,129 @@
+"""The arguments of each verb of `ncaseg`; nothing but the standard library is imported, so that help is immediate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_train(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", metavar="RECIPE", help="name of a built-in recipe, or a .toml file")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="change a recipe entry: train.steps=2000")
+    _add_pairs(verb)
+    verb.add_argument("-o", "--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+
+
+def add_predict(verb: argparse.ArgumentParser) -> None:
+    _add_model(verb)
+    verb.add_argument(
+        "input", type=Path, metavar="INPUT", help="a .nii or .nii.gz file, a picture, or a folder of either"
+    )
+    verb.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file, or folder for a folder")
+    _add_ensemble(verb, default=None)
+    verb.add_argument("--png", action="store_true", help="also draw an overlay and a variance picture per case")
+    verb.add_argument("--overwrite", action="store_true", help="redo cases of a folder that already have an output")
+    verb.add_argument("--memory", type=_bytes, metavar="SIZE", help="occupy at most, e.g. 2GB: in tiles if need be")
+    verb.add_argument("--scratch", type=Path, metavar="DIR", help="for the files of tiles (default: the system's)")
+    verb.add_argument("--no-torch", action="store_true", help="use numpy and the C++ kernel alone (CPU)")
+
+
+def add_evaluate(verb: argparse.ArgumentParser) -> None:
+    _add_model(verb)
+    _add_pairs(verb)
+    _add_ensemble(verb, default=10)
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
+    verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case here")
+    verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of a run; only its --subset is scored")
+    verb.add_argument(
+        "--floors", action="store_true", help="also score what needs no model: all, Otsu, a constant mask"
+    )
+    verb.add_argument(
+        "--compare",
+        type=_positive,
+        metavar="N",
+        help="also score an ensemble of N (1: a single run), and say what --samples gains over it",
+    )
+    verb.add_argument("--subset", choices=("validation", "train"), default="validation", help="default: %(default)s")
+    verb.add_argument(
+        "--empty",
+        choices=("one", "zero", "skip"),
+        default="one",
+        help="score where neither prediction nor label has a cell (default: %(default)s)",
+    )
+
+
+def add_qc(verb: argparse.ArgumentParser) -> None:
+    _add_model(verb)
+    verb.add_argument(
+        "input", type=Path, nargs="?", metavar="INPUT", help="a NIfTI file or a folder of them to inspect"
+    )
+    verb.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="CSV", help="one row per case; a .json beside it"
+    )
+    _add_ensemble(verb, default=None)
+    verb.add_argument(
+        "--threshold", type=float, metavar="T", help="flag cases whose NQM is above (default: calibrated)"
+    )
+    verb.add_argument("--calibrate", type=Path, metavar="DATA", help="fit T on the training cases of --split in DATA")
+    verb.add_argument("--evaluate", type=Path, metavar="DATA", help="count found failures on its validation cases")
+    verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of the run, for the two above")
+    verb.add_argument("--target", type=float, default=0.8, metavar="DICE", help="a failure is below (default: 0.8)")
+    metrics = ("hard_dice", "soft_dice")
+    verb.add_argument(
+        "--metric", choices=metrics, default=metrics[0], help="the Dice of the target (default: hard_dice)"
+    )
+    verb.add_argument("--inverse", action="store_true", help="regress NQM on Dice instead of Dice on NQM")
+    verb.add_argument("--renormalise", action="store_true", help="bring images with artefacts back to [0, 1]")
+    verb.add_argument(
+        "--maps", type=Path, metavar="DIR", help="write variance maps (NIfTI) of the inspected cases here"
+    )
+    verb.add_argument("--png", action="store_true", help="with --maps, also draw overlays and triptychs there")
+    verb.add_argument("--store", action="store_true", help="keep the fitted threshold in the checkpoint")
+
+
+def add_reproduce(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("paper", metavar="PAPER", help="m3d, or a .toml file of that form")
+    verb.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the tables and runs/")
+    verb.add_argument("--runs", type=Path, nargs="+", default=[], metavar="DIR", help="more folders of finished runs")
+    verb.add_argument("--train", action="store_true", help="first train, score and inspect what the plan lacks (hours)")
+    verb.add_argument("--data", type=Path, metavar="DIR", help="the dataset, e.g. Task04_Hippocampus; its name counts")
+
+
+def _add_model(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", metavar="MODEL", help="a .safetensors checkpoint, or the name of a zoo entry")
+
+
+def _add_pairs(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder in the layout of the Decathlon (dataset.json) or of ISIC"
+    )
+    verb.add_argument("--images", type=Path, metavar="DIR", help="folder of images, instead of --data")
+    verb.add_argument("--labels", type=Path, metavar="DIR", help="folder of labels with the images' file names")
+
+
+def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None:
+    shown = "ensemble size (default: " + ("the model's own)" if default is None else f"{default})")
+    verb.add_argument("--samples", type=_positive, default=default, metavar="N", help=shown)
+    verb.add_argument("--seed", type=int, metavar="S", help="random seed (default: the model's own)")
+    verb.add_argument(
+        "--rule",
+        choices=("mean-logit", "mean-probability", "median"),
+        default="mean-logit",
+        help="how the runs become one (default: %(default)s; the median needs memory for all of them)",
+    )
+
+
+def _bytes(text: str) -> int:
+    from ncaseg.budget import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
+    return value

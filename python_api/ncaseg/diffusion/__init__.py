@@ -1,0 +1,1 @@
+"""Gaussian diffusion: schedules, targets, samplers, ensembles. Knows neither networks nor files."""

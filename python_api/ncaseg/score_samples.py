@@ -1,0 +1,156 @@
+"""Scores of a model that samples masks: both protocols, the quality score of the ensemble, and the simple floors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ncaseg import medsegdiff, metrics, protocols
+from ncaseg.config import Config
+from ncaseg.data.dataset import Volume, load_case
+from ncaseg.data.index import Case
+from ncaseg.data.resample import resize_image
+from ncaseg.diffusion.ensemble import summarise
+from ncaseg.ensemble import DEFAULT_RULE
+from ncaseg.models.base import Segmenter
+from ncaseg.provenance import describe
+
+METRICS = ("hard_dice", "iou", "soft_dice")
+
+
+def score_samples(
+    model: Segmenter,
+    cfg: Config,
+    cases: Sequence[Case],
+    *,
+    name: str,
+    samples: int = 10,
+    seed: int = 0,
+    empty: str = "one",
+    rule: str = DEFAULT_RULE,
+) -> dict[str, Any]:
+    """Samples and scores every case.
+
+    `mean`, `std` and `cases` hold what other models get too: overlap on the native grid (E-CLEAN there). `protocols`
+    holds the means of E-CLEAN on the native and on the network's grid and of E-AUTHOR, which see `ncaseg.protocols`.
+
+    Args:
+        model, cfg: from `load_model`.
+        cases: each with a label.
+        name: how the result names the model.
+        samples: members of the ensemble.
+        seed: names the random stream.
+        empty: "one": a case without foreground in prediction and label scores 1 in every protocol.
+        rule: as `ncaseg.evaluate.score_cases`, without "median".
+
+    Returns:
+        The same entries as `ncaseg.evaluate.score_cases`, and `protocols`.
+
+    Raises:
+        ValueError: another `empty`, or a rule that samples do not have.
+    """
+    medsegdiff.check_rule(rule)
+    if empty != "one":
+        raise ValueError(f'empty must be "one" for a model that samples masks; got {empty!r}')
+    rows = []
+    for case in tqdm(cases, desc="evaluate", unit="case", disable=None):
+        volume = load_case(case, cfg.data)
+        rows.append({"id": case.id, "classes": {}, **score_case(model, volume, cfg, samples, seed)})
+    means = {key: float(np.mean([row[key] for row in rows])) for key in METRICS}
+    protocols.check_means(means["hard_dice"], means["iou"])
+    return {
+        "model": name,
+        "recipe": cfg.name,
+        "samples": samples,
+        "seed": seed,
+        "num_cases": len(rows),
+        "mean": means,
+        "std": {key: float(np.std([row[key] for row in rows])) for key in METRICS},
+        "classes": {},
+        "protocols": _means([row["protocols"] for row in rows]),
+        "conditions": {
+            "foreground": "every label above 0, merged",
+            "threshold": f"mean of the clipped samples, 0 to 1, > {cfg.predict.threshold}",
+            "averaging": "one score per case, then the mean over cases; std is the population's",
+            "grid": "native voxels of the label; the mean map is interpolated linearly",
+            "empty": "prediction and label both empty: one",
+            "sampler": f"{cfg.diffusion.sampler}, {cfg.diffusion.sample_steps} of {cfg.diffusion.timesteps} steps",
+        },
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "made": describe(),
+        "cases": rows,
+    }
+
+
+def score_case(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> dict[str, Any]:
+    """Scores of one case, and the `nqm` of its ensemble on the network's grid (None where nothing was found)."""
+    coded = medsegdiff.sample_volume(model, volume, cfg, samples, seed)
+    members = medsegdiff.decode(coded, cfg.diffusion)
+    truth = np.asarray(volume.require_label() > 0)
+    native = volume.to_native(members.numpy()).mean(axis=0)[0]
+    summary = summarise(members)
+    small = grid_truth(volume)
+    clean = protocols.e_clean(native, truth, cfg.predict.threshold)
+    found = {
+        "E-CLEAN native": clean,
+        "E-CLEAN grid": protocols.e_clean(summary.mean[0].numpy(), small > 0.5, cfg.predict.threshold),
+    }
+    if small.shape[2] == 1:  # the script is for pictures
+        raw = medsegdiff.decode_uncut(coded, cfg.diffusion).mean(dim=0)[0, ..., 0].numpy()
+        found[protocols.AUTHOR] = protocols.e_author(raw, small[..., 0])
+    return {
+        "hard_dice": clean["dice"],
+        "iou": clean["iou"],
+        "soft_dice": metrics.soft_dice(native, truth),
+        "nqm": summary.nqm if np.isfinite(summary.nqm) else None,
+        "protocols": found,
+    }
+
+
+def score_floors(cfg: Config, cases: Sequence[Case], known: Sequence[Case] = ()) -> dict[str, protocols.Scores]:
+    """What needs no model, scored as E-CLEAN on the network's grid.
+
+    Args:
+        cfg: how images are read.
+        cases: to be scored.
+        known: other cases, from whose masks the constant mask is made; without them there is none.
+
+    Returns:
+        For `everything`, `otsu` of the last channel (blue), and `constant`: the means of Dice, IoU and thresholded IoU.
+    """
+    constant = None
+    if known:
+        constant = protocols.constant_mask(grid_truth(load_case(case, cfg.data)) > 0.5 for case in known)
+    rows = []
+    for case in cases:
+        volume = load_case(case, cfg.data)
+        masks = {"everything": np.ones(volume.image.shape[1:], bool), "otsu": protocols.otsu(volume.image[-1])}
+        if constant is not None:
+            masks["constant"] = constant
+        truth = grid_truth(volume) > 0.5
+        rows.append({key: protocols.e_clean(mask.astype(np.float32), truth) for key, mask in masks.items()})
+    return _means(rows)
+
+
+def grid_truth(volume: Volume) -> np.ndarray:
+    """The share of foreground `[*S]` in every cell of the network's grid, float32."""
+    truth = (volume.require_label() > 0).astype(np.float32)
+    if volume.is_resized:
+        return resize_image(truth[None], volume.image.shape[1:], "area")[0]
+    missing = [(0, grid - n) for grid, n in zip(volume.image.shape[1:], truth.shape, strict=True)]
+    return np.pad(truth, missing)
+
+
+def format_protocols(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """One line per protocol or floor."""
+    width = max(map(len, scores))
+    shown = {name: ", ".join(f"{key} {value:.4f}" for key, value in row.items()) for name, row in scores.items()}
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in shown.items())
+
+
+def _means(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, protocols.Scores]:
+    names = rows[0]
+    return {name: {key: float(np.mean([row[name][key] for row in rows])) for key in names[name]} for name in names}
