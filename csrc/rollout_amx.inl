@@ -103,13 +103,6 @@ struct AmxRollout : Grid {
     s.targets[s.n++] = target;
   }
 
-  // The row that the next one reaches comes into L2 while this one is computed.
-  void fetch_row(const bf16* source, int64_t row) const {
-    constexpr int kLine = 32;  // values
-    for (const bf16* p = cell(source, row, 0); row < rows && p < cell(source, row, W); p += kLine)
-      __builtin_prefetch(p, 0, 2);
-  }
-
   template <bool kLeaky>
   void update_batch(AmxScratch& s, int slot) const {
     const int64_t v_stride = hidden[0].depth, h_stride = out.depth;
@@ -146,7 +139,6 @@ struct AmxRollout : Grid {
         bf16* target = next.cells + row * next.stride;
         std::memcpy(target, cell(current, row, 0), sizeof(bf16) * W * Cp);
         find_tap_rows(source, row, s.tap_rows);
-        fetch_row(source, row + ph + 1);
         const int firing = list_firing(s.fire + int64_t{i} * W, 1, s.firing, s.ignored);
         for (int q = 0; q < firing; ++q) {
           gather(s, s.firing[q], cell(source, row, s.firing[q]), target + int64_t{s.firing[q]} * Cp);
