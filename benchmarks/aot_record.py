@@ -6,6 +6,7 @@ list of kernels, types and tiles is the backend's own, not a copy of it. (Fake C
 
 import ast
 import contextlib
+import functools
 import hashlib
 import inspect
 import math
@@ -55,7 +56,7 @@ class Launch:
     @property
     def key(self) -> str:
         """A digest of all that decides the machine code but the compiler: sources, types, constants, options."""
-        text = repr((sorted(_sources(self.kernel).items()), self.signature, sorted(self.aligned), self.options))
+        text = repr((_sources(self.kernel), self.signature, sorted(self.aligned), self.options))
         return hashlib.sha256((text + self.describe()).encode()).hexdigest()[:16]
 
     def describe(self) -> str:
@@ -106,11 +107,17 @@ def _kind(value: Any, *, is_free: bool, is_special: bool) -> tuple[str, bool]:
     raise TypeError(f"a kernel's argument must be a tensor, a number or a constant; got {type(value).__name__}")
 
 
-def _sources(kernel: JITFunction, found: dict[str, str] | None = None) -> dict[str, str]:
-    """The kernel and the project's functions it calls: code without comments, docstrings and layout."""
-    found = {} if found is None else found
+@functools.cache
+def _sources(kernel: JITFunction) -> list[tuple[str, str]]:
+    """The kernel and the project's functions it calls, by name: code without comments, docstrings and layout."""
+    found: dict[str, str] = {}
+    _collect(kernel, found)
+    return sorted(found.items())
+
+
+def _collect(kernel: JITFunction, found: dict[str, str]) -> None:
     if kernel.__name__ in found:
-        return found
+        return
     tree = ast.parse(inspect.getsource(kernel.fn).strip())
     body = tree.body[0].body
     if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
@@ -120,10 +127,9 @@ def _sources(kernel: JITFunction, found: dict[str, str] | None = None) -> dict[s
     for node in ast.walk(tree):
         value = _resolve(node, kernel.fn.__globals__)
         if isinstance(value, JITFunction) and value.__module__.startswith("ncakern"):
-            _sources(value, found)
+            _collect(value, found)
         elif isinstance(node, ast.Name) and isinstance(value, (int, float, str)):
             found[node.id] = repr(value)
-    return found
 
 
 def _resolve(node: ast.AST, names: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 # What only an accelerator can show, in stages. Each ends within nine minutes; called again it goes on where it stopped.
 #
 #   benchmarks/gpu_check.sh a [FOLDER]    correctness: tests marked gpu; compute-sanitizer on small grids
-#   benchmarks/gpu_check.sh b [FOLDER]    speed and memory of gpu_cases.toml: rows and their tables
+#   benchmarks/gpu_check.sh b [FOLDER]    speed and memory of gpu_cases.toml: rows, their tables, plots
 #   benchmarks/gpu_check.sh c [FOLDER]    tiles: the fastest of each kernel, for tiles.py
 #   benchmarks/gpu_check.sh d [FOLDER]    training by recipe, on NCASEG_DATA or on synthetic volumes
 #
@@ -72,6 +72,7 @@ correctness() {
 speed() {
     tests before-speed -k "match_float64 and (129x67x45 or 255x129)" # no speed without correctness
     once speed "$python" benchmarks/gpu_run.py --out "$folder/rows.jsonl" --seconds $(($(left) - 60))
+    once plots "$python" benchmarks/gpu_plots.py "$folder/rows.jsonl" -o "$folder"
 }
 
 tiles() {

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="file of rows, to begin or to go on with")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
+    os.environ["NCAKERN_CUDA_GRAPHS"] = "0"  # a graph would keep the tile that it was captured with
     cases, run = load_gpu_cases(), record.describe_run()
     rows = record.read(options.out) if options.out.exists() else []
     for case, provider in ((c, p) for c in options.cases for p in options.providers):

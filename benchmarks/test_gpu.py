@@ -1,10 +1,12 @@
-"""The parts of the GPU benchmarks that need no GPU: work counted by hand, tables, arithmetic that is put back."""
+"""The parts of the GPU benchmarks that need no GPU: work counted by hand, tables, plots, settings that are put back."""
 
 import os
+import sys
 
 import pytest
 import torch
 from cases import load_cases, load_gpu_cases
+from gpu_plots import points, write
 from gpu_providers import GPU_PROVIDERS
 from gpu_report import tables
 from gpu_tune import climb, neighbours
@@ -84,6 +86,38 @@ def test_tables_show_figures_ratios_and_what_did_not_fit():
     assert f"| {CASE.name} | training | 6711 (10.0x) | 671 | out of memory |" in text
     assert f"| {CASE.name} | training | 25% |  | out of memory |" in text
     assert f"| {CASE.name} | training | 100 (40.0x) | 4000 | out of memory |" in text
+
+
+def _grids() -> list[dict]:
+    """Rows of two grids of A, larger one first, and of one of C."""
+    rows = [failed_row(CASE, "compile", "forward", "out of memory")]
+    for name, value in (("A-256x256x256-n4", 4.0), ("A-40x40x40-n64", 8.0), ("C-256x256-n64", 2.0)):
+        for provider, factor in (("kernel", 10.0), ("eager", 1.0)):
+            rows.append(plain_row(CASES[name], provider, "forward", "throughput", "", factor * value))
+            rows.append(plain_row(CASES[name], provider, "training", "peak", "MiB", value / factor))
+    return [RUN | row for row in rows]
+
+
+def test_plots_are_drawn_over_the_cells_of_a_grid():
+    lines = [p for p in points(_grids()) if (p.metric, p.problem, p.provider) == ("throughput", "A", "kernel")]
+    assert [(point.cells, point.steps, point.value) for point in lines] == [(40**3, 64, 80.0), (256**3, 4, 40.0)]
+
+
+def test_numbers_are_written_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert [path.name for path in write(_grids(), tmp_path)] == ["tables.md", "series.csv"]
+    assert "matplotlib is not installed" in capsys.readouterr().out
+    lines = (tmp_path / "series.csv").read_text().splitlines()
+    assert lines[0] == "metric,mode,problem,provider,cells,steps,value" and len(lines) == 1 + 12
+    assert "peak,training,C,eager,65536,64,2.0" in lines
+    assert "out of memory" in (tmp_path / "tables.md").read_text()
+
+
+def test_pictures_are_written_with_matplotlib(tmp_path):
+    pytest.importorskip("matplotlib")
+    written = write(_grids(), tmp_path)
+    assert [path.name for path in written[2:]] == ["peak-training.png", "throughput-forward.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[2:])
 
 
 def test_tuning_doubles_and_halves_within_the_ranges():

@@ -181,7 +181,7 @@ py::dict list_variants() {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "Fused NCA rollouts on the CPU; called through ncakern.backends.cpu.";
+  module.doc() = "Fused NCA rollouts on the CPU; called through ncakern.backends.cpu and ncakern.arrays.";
   module.def("fwd", &fwd, py::arg("arrays"), py::arg("options"));
   module.def("bwd", &bwd, py::arg("arrays"), py::arg("options"));
   module.def("variants", &list_variants);

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ncakern._spec import RolloutParams, RolloutSpec
+from ncakern._tile import check_padding, check_tile
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -109,18 +110,6 @@ def check_params(params: RolloutParams, state: Tensor, spec: RolloutSpec) -> Non
         require_shape(name, tensor, shape)
 
 
-def check_padding(size: tuple[int, ...], kernel: tuple[int, ...], padding: str) -> None:
-    """Refuse an axis too small for its padding, which would have to reflect or wrap around more than once."""
-    for axis, (cells, k) in enumerate(zip(size, kernel, strict=True)):
-        reach = (k - 1) // 2
-        need = {"reflect": reach + 1, "circular": reach}.get(padding, 1)
-        if cells < need:
-            raise ValueError(
-                f"state must have at least {need} cells on spatial axis {axis} for kernel size {k} with "
-                f"padding='{padding}'; got {cells} (size {size})"
-            )
-
-
 def check_seed(seed: int | Tensor | None) -> None:
     if seed is None:
         return
@@ -151,21 +140,7 @@ def resolve_tile(
             raise ValueError(f"{name} must have one entry per spatial axis ({len(size)}); got {tuple(value)}")
         for cells in value:
             require_int(name, cells)
-    if any(o + s > e for o, s, e in zip(origin, size, extent, strict=True)):
-        raise ValueError(
-            f"origin must place the tile inside extent={tuple(extent)}; got {tuple(origin)} for a tile of size {size}"
-        )
-    is_part = tuple(extent) != size
-    if is_part and spec is not None and spec.norm != "none":
-        raise ValueError(
-            f"extent must equal the state's size {size} with norm='{spec.norm}', whose statistics need every cell; "
-            f"got {tuple(extent)}"
-        )
-    if is_part and spec is not None and spec.padding == "circular":
-        raise ValueError(
-            f"extent must equal the state's size {size} with padding='circular', which needs whole axes; "
-            f"got {tuple(extent)}"
-        )
+    check_tile(size, tuple(origin), tuple(extent), spec)
     return tuple(origin), tuple(extent)
 
 

@@ -20,6 +20,11 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("auto", "tf32x3", "tf32", "ieee"),
         "products of the triton backend; auto: tf32x3, with a bfloat16 state tf32, on hardware without TF32 ieee",
     ),
+    "NCAKERN_CUDA_GRAPHS": (
+        "1",
+        ("0", "1"),
+        "1: the triton backend replays rollouts without gradients on small grids from CUDA graphs",
+    ),
     "NCAKERN_STRICT": ("0", ("0", "1"), "1: falling back to the reference is an error"),
 }
 
@@ -31,6 +36,7 @@ class Env(NamedTuple):
     isa: str
     cpu_precision: str
     triton_precision: str
+    cuda_graphs: bool
     strict: bool
 
 
@@ -51,5 +57,6 @@ def read_env(environ: Mapping[str, str] | None = None) -> Env:
         isa=values["NCAKERN_ISA"],
         cpu_precision=values["NCAKERN_CPU_PRECISION"],
         triton_precision=values["NCAKERN_TRITON_PRECISION"],
+        cuda_graphs=values["NCAKERN_CUDA_GRAPHS"] == "1",
         strict=values["NCAKERN_STRICT"] == "1",
     )

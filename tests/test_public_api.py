@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import ncakern
+import ncakern.arrays
 import ncakern.upstream
 
 NAMES = [
@@ -46,6 +47,11 @@ def test_public_names() -> None:
         (ncakern.nca_rollout_reference, ["state", "params", "spec", "steps"], CALL[:-2]),
         (ncakern.NCA.forward, ["self", "state", "steps"], CALL),
         (
+            ncakern.arrays.nca_rollout,
+            ["state", "params", "spec", "steps"],
+            [*STREAM, "perceive_from", "out", "threads"],
+        ),
+        (
             ncakern.NCA,
             ["ndim", "channels", "hidden"],
             [
@@ -80,6 +86,26 @@ def test_every_public_function_is_documented() -> None:
             assert getattr(ncakern, name).__doc__, name
 
 
+def test_import_loads_no_torch_and_importing_a_subpackage_hides_no_function() -> None:
+    program = (
+        "import sys, ncakern, ncakern.arrays; assert 'torch' not in sys.modules; import ncakern.backends.cpu; "
+        "print(ncakern.backends()['reference'])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "None" and not result.stderr
+
+
+def test_without_torch_a_name_says_what_it_needs() -> None:
+    program = "import sys; sys.modules['torch'] = None; import ncakern; ncakern.RolloutSpec(); ncakern.NCA"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "ImportError: ncakern.NCA needs torch, which is not installed; ncakern.arrays does not" in result.stderr
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'ncakern' has no attribute 'nope'"):
+        ncakern.nope  # noqa: B018
+
+
 def test_import_loads_neither_triton_nor_the_extension() -> None:
     # torch._dynamo imports triton by itself where there is one; only what comes on top is ours.
     program = (
@@ -92,7 +118,7 @@ def test_import_loads_neither_triton_nor_the_extension() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [ncakern._spec, ncakern._dispatch, ncakern.functional, ncakern.nn, ncakern.upstream],
+    [ncakern._spec, ncakern._dispatch, ncakern.arrays, ncakern.functional, ncakern.nn, ncakern.upstream],
     ids=lambda m: m.__name__,
 )
 def test_examples_in_docstrings_run(module: object) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from types import ModuleType
 from typing import Any
 
@@ -11,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncakern._env import read_env
+from ncakern._kernel import call_options, choose_isa, import_extension, require_extension, variants, why_not_amx
 from ncakern._spec import Problem, RolloutSpec
+
+__all__ = ["bwd", "choose_isa", "fwd", "stats_width", "variants", "why_not", "why_not_amx"]
 
 _INPUTS = (
     "state",
@@ -30,25 +30,10 @@ _INPUTS = (
 _STORAGES = ("float32", "bfloat16", "float16")
 
 
-@functools.cache
-def _import_extension() -> ModuleType | ImportError:
-    try:
-        return importlib.import_module("ncakern._cpu")
-    except ImportError as error:
-        return error
-
-
 @torch.compiler.assume_constant_result  # Dynamo neither traces the import nor the cache
 def _load() -> ModuleType | ImportError:
     """The extension, or why it cannot be imported."""
-    return _import_extension()
-
-
-def _extension() -> ModuleType:
-    extension = _load()
-    if isinstance(extension, ImportError):
-        raise RuntimeError("the extension ncakern._cpu is not built or cannot be loaded") from extension
-    return extension
+    return import_extension()
 
 
 def why_not(problem: Problem) -> str | None:
@@ -73,46 +58,6 @@ def stats_width(problem: Problem) -> int:
     return width + width * width
 
 
-def variants() -> dict[str, bool]:
-    """Instruction sets in this build, best first, and whether this CPU has them."""
-    extension = _load()
-    return {} if isinstance(extension, ImportError) else extension.variants()
-
-
-def choose_isa() -> str:
-    """The best instruction set of this CPU, or the one that NCAKERN_ISA names.
-
-    Raises:
-        ValueError: NCAKERN_ISA names one that this build or this CPU does not have.
-    """
-    wanted, available = read_env().isa, [name for name, supported in variants().items() if supported]
-    if wanted == "auto":
-        return available[0]
-    if wanted not in available:
-        raise ValueError(f"NCAKERN_ISA must be one that this machine can run ({', '.join(available)}); got {wanted!r}")
-    return wanted
-
-
-def why_not_amx(dtype: str, spec: RolloutSpec, *, keep: bool = False) -> str | None:
-    """Why such a forward pass does not take its products in bfloat16 on AMX tiles; None if it does.
-
-    With ``keep`` it does not: gradients belong to the very numbers that the backward pass computes again, in float32.
-    """
-    if keep:
-        return "gradients may be asked for, and they take float32 products"
-    if dtype != "bfloat16":
-        return f"needs a state of dtype bfloat16; got {dtype}"
-    if spec.perception != "dense" or spec.norm != "none":
-        return f"needs dense perception and norm none; got {spec.perception} and {spec.norm}"
-    if read_env().cpu_precision == "ieee":
-        return "NCAKERN_CPU_PRECISION is ieee"
-    if choose_isa() != "avx512":
-        return f"needs the instruction set avx512; in use is {choose_isa()}"
-    if not _extension().has_amx():
-        return "needs a CPU with AMX and a Linux that lets processes use it"
-    return None
-
-
 def fwd(
     state: Tensor, *others: Tensor | None, steps: int, keep_every: int, keep: bool, **keywords: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,7 +75,7 @@ def fwd(
         stats = state.new_empty((steps, groups, width + width * width), dtype=torch.float64)
     outputs = {"out": out, "kept": kept if num_kept else None, "stats": stats if stats.numel() else None}
     if state.numel():
-        _extension().fwd(_arrays(inputs | outputs), options)
+        require_extension().fwd(_arrays(inputs | outputs), options)
     return out, kept, stats
 
 
@@ -142,7 +87,7 @@ def bwd(
     gradients = {f"d_{name}": None if t is None else torch.zeros_like(t) for name, t in inputs.items()}
     saved = {"d_out": d_out, "kept": kept if kept.numel() else None, "stats": stats if stats.numel() else None}
     if state.numel():
-        _extension().bwd(_arrays(inputs | gradients | saved), _options(state, others, **keywords))
+        require_extension().bwd(_arrays(inputs | gradients | saved), _options(state, others, **keywords))
     return tuple(gradients.values())
 
 
@@ -156,45 +101,9 @@ def _arrays(tensors: dict[str, Tensor | None]) -> dict[str, np.ndarray]:
     return views
 
 
-def _options(
-    state: Tensor,
-    others: tuple[Tensor | None, ...],
-    *,
-    spec: RolloutSpec,
-    steps: int,
-    seed: int,
-    first_step: int,
-    first_sample: int,
-    origin: tuple[int, ...],
-    extent: tuple[int, ...],
-    keep_every: int,
-) -> dict[str, Any]:
-    """Sizes and settings as the extension takes them; 2D calls get a leading axis of one cell."""
+def _options(state: Tensor, others: tuple[Tensor | None, ...], **keywords: Any) -> dict[str, Any]:
     weight, _, hidden_weight, *_ = others
     assert weight is not None and hidden_weight is not None
-    batch, *size, channels = state.shape
-    missing = 3 - len(size)
-    return {
-        "batch": batch,
-        "channels": channels,
-        "filters": weight.shape[0],
-        "hidden": hidden_weight.shape[0],
-        "size": [1] * missing + size,
-        "kernel": [1] * missing + list(weight.shape[-len(size) :]),
-        "origin": [0] * missing + list(origin),
-        "extent": [1] * missing + list(extent),
-        "perception": spec.perception,
-        "padding": spec.padding,
-        "norm": spec.norm,
-        "activation": spec.activation,
-        "storage": str(state.dtype).removeprefix("torch."),
-        "frozen_channels": spec.frozen_channels,
-        "steps": steps,
-        "keep_every": keep_every,
-        "fire_threshold": int(spec.fire_rate * 2**32),
-        "seed": seed & 0xFFFFFFFFFFFFFFFF,
-        "first_step": first_step & 0xFFFFFFFF,
-        "first_sample": first_sample & 0xFFFFFFFF,
-        "threads": torch.get_num_threads(),
-        "isa": choose_isa(),
-    }
+    storage = str(state.dtype).removeprefix("torch.")
+    shapes = tuple(state.shape), tuple(weight.shape), hidden_weight.shape[0]
+    return call_options(*shapes, storage=storage, threads=torch.get_num_threads(), **keywords)

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 import ncakern
-from ncaseg import config, files, zoo
+from ncaseg import config, files
 from ncaseg.models import build_model
-from ncaseg.models.segmenter import M3D
-
-FORMAT = "ncaseg"
-FORMAT_VERSION = 1
+from ncaseg.models.base import Segmenter
+from ncaseg.weights import FORMAT, FORMAT_VERSION, check_shapes, read_weights
 
 
-def save_model(path: str | Path, model: M3D, cfg: config.Config, extra: Mapping[str, str] | None = None) -> None:
+def save_model(path: str | Path, model: Segmenter, cfg: config.Config, extra: Mapping[str, str] | None = None) -> None:
     """Write the weights with everything that is needed to use them.
 
     The metadata hold ``format``, ``format_version``, ``ncakern_version``, ``recipe`` (JSON of the whole config, with it
@@ -40,7 +37,7 @@ def save_model(path: str | Path, model: M3D, cfg: config.Config, extra: Mapping[
         temporary.write_bytes(save(tensors, metadata=metadata | dict({} if extra is None else extra)))
 
 
-def load_model(name_or_path: str | Path) -> tuple[M3D, config.Config, dict[str, str]]:
+def load_model(name_or_path: str | Path) -> tuple[Segmenter, config.Config, dict[str, str]]:
     """Read a model from a file, or from the zoo by name.
 
     Returns:
@@ -50,19 +47,11 @@ def load_model(name_or_path: str | Path) -> tuple[M3D, config.Config, dict[str, 
         ValueError: neither a file nor a zoo entry (the entries are listed), not a checkpoint of this package, another
             format version, or tensors that do not fit the recipe (they are named).
     """
-    path = _resolve(name_or_path)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = dict({} if file.metadata() is None else file.metadata())
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} must be a safetensors file; it cannot be read as one: {error}") from error
-    _check_format(path, metadata)
-    cfg = config.from_dict(json.loads(metadata["recipe"]))
-    model = build_model(cfg.model)
-    _check_tensors(path, tensors, model.state_dict(), metadata)
-    model.load_state_dict(tensors)
-    return model, cfg, metadata
+    weights = read_weights(name_or_path)
+    model = build_model(weights.cfg.model)
+    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.arrays.items()})
+    return model, weights.cfg, weights.metadata
 
 
 def add_metadata(path: str | Path, extra: Mapping[str, str]) -> None:
@@ -73,8 +62,7 @@ def add_metadata(path: str | Path, extra: Mapping[str, str]) -> None:
     """
     path = Path(path)
     metadata = load_model(path)[2]
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    tensors = {name: torch.from_numpy(array) for name, array in read_weights(path).arrays.items()}
     with files.replacing(path) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata | dict(extra)))
 
@@ -97,42 +85,3 @@ def load_state(path: str | Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(f"{path} must be the state of a run; it cannot be read as one: {error}") from error
-
-
-def _resolve(name_or_path: str | Path) -> Path:
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    if str(name_or_path) in zoo.names():
-        return zoo.path(str(name_or_path))
-    known = ", ".join(zoo.names()) or "none"
-    raise ValueError(f"model must be a checkpoint file or a zoo entry ({known}); got {str(name_or_path)!r}")
-
-
-def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
-    if metadata.get("format") != FORMAT:
-        found = ", ".join(sorted(metadata)) or "nothing"
-        raise ValueError(f"{path} must be a checkpoint of {FORMAT}; its metadata hold {found}")
-    version = metadata.get("format_version", "none")
-    if version != str(FORMAT_VERSION):
-        writer = metadata.get("ncakern_version", "unknown")
-        raise ValueError(
-            f"{path} has format_version {version}, this package ({ncakern.__version__}) reads {FORMAT_VERSION}; "
-            f"it was written by ncakern {writer}: install that version"
-        )
-
-
-def _check_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
-) -> None:
-    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    wrong = [
-        f"{name} is {list(tensors[name].shape)}, expected {list(expected[name].shape)}"
-        for name in sorted(expected.keys() & tensors.keys())
-        if tensors[name].shape != expected[name].shape
-    ]
-    if missing or surplus or wrong:
-        raise ValueError(
-            f"{path} (written by ncakern {metadata.get('ncakern_version')}) does not fit its recipe: "
-            f"missing tensors {missing}, surplus tensors {surplus}, wrong shapes {wrong}"
-        )

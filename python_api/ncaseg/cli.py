@@ -95,6 +95,9 @@ def _add_predict(verb: argparse.ArgumentParser) -> None:
     _add_ensemble(verb, default=None)
     verb.add_argument("--png", action="store_true", help="also draw an overlay and a variance picture per case")
     verb.add_argument("--overwrite", action="store_true", help="redo cases of a folder that already have an output")
+    verb.add_argument("--memory", type=_bytes, metavar="SIZE", help="occupy at most, e.g. 2GB: in tiles if need be")
+    verb.add_argument("--scratch", type=Path, metavar="DIR", help="for the files of tiles (default: the system's)")
+    verb.add_argument("--no-torch", action="store_true", help="use numpy and the C++ kernel alone (CPU)")
 
 
 def _add_evaluate(verb: argparse.ArgumentParser) -> None:
@@ -178,6 +181,15 @@ def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None
     )
 
 
+def _bytes(text: str) -> int:
+    from ncaseg.budget import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -204,9 +216,11 @@ def _train(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> None:
     from ncaseg.predict import predict_path
 
-    model, cfg = _load_model(args.model)
-    options = {"samples": args.samples, "seed": args.seed, "png": args.png, "overwrite": args.overwrite}
-    written = predict_path((model, cfg), args.input, args.out, rule=args.rule, **options)
+    if args.scratch is not None and args.memory is None:
+        raise UsageError("--scratch goes with --memory SIZE")
+    model, cfg = _load_edge_model(args.model) if _is_without_torch(args) else _load_model(args.model)
+    names = ("samples", "seed", "rule", "png", "overwrite", "memory", "scratch")
+    written = predict_path((model, cfg), args.input, args.out, **{name: getattr(args, name) for name in names})
     print(f"wrote {len(written)} segmentation{'s' * (len(written) != 1)} to {args.out}")
     _next(f"ncaseg evaluate {args.model} --images DIR --labels DIR --json scores.json")
 
@@ -356,6 +370,23 @@ def _load_checkpoint(name: str):
 
     with _usage_errors():
         return load_model(name)
+
+
+def _load_edge_model(name: str):
+    from ncaseg.edge import load_edge_model
+
+    with _usage_errors():
+        return load_edge_model(name)
+
+
+def _is_without_torch(args: argparse.Namespace) -> bool:
+    """Whether to predict without torch: as asked, or where there is none."""
+    import importlib.util
+
+    if not args.no_torch and importlib.util.find_spec("torch") is None:
+        print("torch is not installed: predicting with numpy and the C++ kernel alone")
+        return True
+    return args.no_torch
 
 
 @contextmanager

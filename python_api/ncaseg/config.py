@@ -1,4 +1,4 @@
-"""A run is one TOML file: frozen dataclasses, the reader that checks it, and overrides ``section.key=value``."""
+"""A run is one TOML file: the reader that checks it, overrides ``section.key=value``, and the writer."""
 
 import dataclasses
 import difflib
@@ -9,167 +9,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ncaseg import levels
+from ncaseg.settings import AugmentConfig, Config, DataConfig, ModelConfig, PredictConfig, TrainConfig
 
-def _require(holds: bool, name: str, must: str, got: object) -> None:
-    if not holds:
-        raise ValueError(f"{name} must {must}; got {got!r}")
-
-
-def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, name, f"be one of {', '.join(allowed)}", value)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The M3D segmenter. Tuples ordered by level run from coarse to fine.
-
-    ``out_channels`` 1 is the merged foreground; otherwise one sigmoid channel per entry of ``data.labels``.
-    ``scales[i]`` are the per-axis factors between level i and level i + 1; ``pad`` fills sizes that the product of the
-    factors does not divide.
-    """
-
-    in_channels: int = 1
-    out_channels: int = 1
-    channels: int = 16
-    hidden: int = 64
-    kernel_sizes: tuple[int, ...] = (3,)
-    steps: tuple[int, ...] = (24,)
-    scales: tuple[tuple[int, int, int], ...] = ()
-    norm: str = "batch"
-    padding: str = "reflect"
-    fire_rate: float = 0.5
-    pad: str = "replicate"
-
-    def __post_init__(self) -> None:
-        levels = len(self.kernel_sizes)
-        _require(self.in_channels >= 1, "model.in_channels", "be at least 1", self.in_channels)
-        _require(self.out_channels >= 1, "model.out_channels", "be at least 1", self.out_channels)
-        needed = self.in_channels + self.out_channels
-        least = f"be at least in_channels + out_channels = {needed}"
-        _require(self.channels >= needed, "model.channels", least, self.channels)
-        _require(self.hidden >= 1, "model.hidden", "be at least 1", self.hidden)
-        _require(levels >= 1, "model.kernel_sizes", "name one kernel per level", self.kernel_sizes)
-        _require(all(k >= 1 and k % 2 for k in self.kernel_sizes), "model.kernel_sizes", "be odd", self.kernel_sizes)
-        _require(len(self.steps) == levels, "model.steps", f"have one entry per level ({levels})", self.steps)
-        _require(all(s >= 0 for s in self.steps), "model.steps", "not be negative", self.steps)
-        between = f"have one entry less than levels ({levels - 1})"
-        _require(len(self.scales) == levels - 1, "model.scales", between, self.scales)
-        factors = [factor for scale in self.scales for factor in scale]
-        _require(all(f >= 1 for f in factors), "model.scales", "be at least 1", self.scales)
-        _require(0.0 <= self.fire_rate <= 1.0, "model.fire_rate", "lie in [0, 1]", self.fire_rate)
-        _require_one_of("model.pad", self.pad, ("replicate", "zeros"))
-        _require_one_of("model.norm", self.norm, ("none", "batch", "instance"))
-        _require_one_of("model.padding", self.padding, ("reflect", "zeros", "replicate", "circular"))
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """How a case becomes tensors, and how the cases are split.
-
-    ``labels`` are the foreground values that may occur; ``size`` is the grid that volumes are zero-padded to at the end
-    of each axis (empty: native size); ``clip_again`` repeats clip and min-max after padding, as M3D-NCA does.
-    """
-
-    labels: tuple[int, ...] = (1,)
-    modalities: tuple[int, ...] = (0,)
-    clip_percentiles: tuple[float, float] = (0.5, 99.5)
-    size: tuple[int, ...] = ()
-    clip_again: bool = False
-    validation_fraction: float = 0.15
-    split_seed: int = 0
-    cache: bool = True
-
-    def __post_init__(self) -> None:
-        low, high = self.clip_percentiles
-        positive = all(0 < v < 256 for v in self.labels)
-        _require(len(self.labels) >= 1 and positive, "data.labels", "be values from 1 to 255", self.labels)
-        _require(len(set(self.labels)) == len(self.labels), "data.labels", "name each value once", self.labels)
-        _require(all(m >= 0 for m in self.modalities), "data.modalities", "not be negative", self.modalities)
-        _require(0 <= low < high <= 100, "data.clip_percentiles", "be 0 <= low < high <= 100", self.clip_percentiles)
-        _require(len(self.size) in (0, 3), "data.size", "be empty (native size) or three sizes", self.size)
-        _require(all(s >= 1 for s in self.size), "data.size", "be positive", self.size)
-        fraction = self.validation_fraction
-        _require(0.0 <= fraction < 1.0, "data.validation_fraction", "lie in [0, 1)", fraction)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The training loop.
-
-    One optimiser step uses ``accumulate`` forward passes of ``batch_size`` volumes, each volume ``duplication`` times
-    in its batch. ``steps`` counts optimiser steps; 0 means ``epochs`` passes over the training cases.
-    The rate after u updates is ``lr`` (constant), ``lr * lr_decay**u`` (exponential), or falls along a cosine to
-    ``lr * lr_final`` at the last step. 0 turns off ``grad_clip`` and ``validate_every``; a checkpoint is written every
-    ``checkpoint_every`` steps (0: not) and at the end.
-    """
-
-    seed: int = 0
-    device: str = "cpu"
-    steps: int = 0
-    epochs: int = 0
-    batch_size: int = 1
-    accumulate: int = 1
-    duplication: int = 1
-    lr: float = 1.6e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    schedule: str = "constant"
-    lr_decay: float = 0.9999
-    lr_final: float = 0.05
-    grad_clip: float = 0.0
-    skip_empty: bool = True
-    keep_every: int = 1
-    checkpoint_every: int = 100
-    validate_every: int = 0
-
-    def __post_init__(self) -> None:
-        _require(self.steps > 0 or self.epochs > 0, "train.steps or train.epochs", "be positive", self.steps)
-        for name in ("batch_size", "accumulate", "duplication", "keep_every"):
-            _require(getattr(self, name) >= 1, f"train.{name}", "be at least 1", getattr(self, name))
-        for name in ("seed", "steps", "epochs", "grad_clip", "checkpoint_every", "validate_every"):
-            _require(getattr(self, name) >= 0, f"train.{name}", "not be negative", getattr(self, name))
-        _require(self.lr > 0, "train.lr", "be positive", self.lr)
-        _require(all(0 <= b < 1 for b in self.betas), "train.betas", "lie in [0, 1)", self.betas)
-        _require_one_of("train.schedule", self.schedule, ("constant", "exponential", "cosine"))
-
-
-@dataclasses.dataclass(frozen=True)
-class PredictConfig:
-    """The pseudo-ensemble: the mean of the logits of ``samples`` runs, sigmoid, ``threshold`` (M3D-NCA)."""
-
-    samples: int = 10
-    threshold: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require(self.samples >= 1, "predict.samples", "be at least 1", self.samples)
-        _require(0.0 < self.threshold < 1.0, "predict.threshold", "lie between 0 and 1", self.threshold)
-        _require(self.seed >= 0, "predict.seed", "not be negative", self.seed)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One run: everything but the folder of the data and the folder of the results."""
-
-    name: str
-    train: TrainConfig
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    predict: PredictConfig = PredictConfig()
-
-    def __post_init__(self) -> None:
-        allowed = (1, len(self.data.labels))
-        _require(
-            self.model.out_channels in allowed,
-            "model.out_channels",
-            f"be 1 (merged foreground) or one per entry of data.labels {self.data.labels}",
-            self.model.out_channels,
-        )
-        _require(
-            self.model.in_channels == len(self.data.modalities),
-            "model.in_channels",
-            f"equal the number of data.modalities ({len(self.data.modalities)})",
-            self.model.in_channels,
-        )
+__all__ = [
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "PredictConfig",
+    "TrainConfig",
+    "differences",
+    "from_dict",
+    "load_recipe",
+    "recipe_names",
+    "to_dict",
+    "to_toml",
+]
 
 
 def recipe_names() -> list[str]:
@@ -204,8 +60,12 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-    """Build a :class:`Config` from nested mappings (TOML or JSON); raises as :func:`load_recipe`."""
-    return _build(Config, tree, "")
+    """Build a :class:`Config` from nested mappings (TOML or JSON); raises as :func:`load_recipe`.
+
+    Two entries of a recipe are spelt out here: ``model.sizes``, one triple per level, gives ``model.scales``; and
+    ``model.steps = "auto"`` gives the steps after which news has crossed what a level works on.
+    """
+    return _build(Config, _spell_out(tree), "")
 
 
 def to_dict(cfg: Config) -> dict[str, Any]:
@@ -227,6 +87,31 @@ def differences(old: Config, new: Config) -> list[str]:
     """Lines ``section.key: old -> new`` of all settings in which two configs differ."""
     before, after = _flatten(to_dict(old)), _flatten(to_dict(new))
     return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]]
+
+
+def _spell_out(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    model = tree.get("model")
+    if not isinstance(model, Mapping):
+        return tree
+    model = dict(model)
+    if "sizes" in model:
+        sizes = _convert(model.pop("sizes"), tuple[tuple[int, int, int], ...], "model.sizes")
+        if "scales" in model or not sizes or any(n < 1 for size in sizes for n in size):
+            raise ValueError(f"model.sizes must be positive, one triple per level, without model.scales; got {sizes}")
+        model["scales"] = levels.scales_of(sizes)
+    if model.get("steps") == "auto":
+        kernels = model.get("kernel_sizes", ModelConfig.kernel_sizes)
+        cfg = _build(Config, {**tree, "model": {**model, "steps": [0] * len(kernels)}}, "")
+        if not all(cfg.data.size) or not cfg.data.size:
+            raise ValueError('model.steps "auto" needs data.size, the volume to cross; got a recipe for native sizes')
+        model["steps"] = levels.steps_to_cross(_working_sizes(cfg), cfg.model.kernel_sizes)
+    return {**tree, "model": model}
+
+
+def _working_sizes(cfg: Config) -> list[levels.Triple]:
+    """Cells of each level's patch in training on volumes of ``data.size``."""
+    x, y, z = cfg.data.size
+    return levels.working_sizes((x, y, z), cfg.model.scales, cfg.model.patches)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

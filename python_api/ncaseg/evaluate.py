@@ -19,7 +19,7 @@ from ncaseg.data.index import Case, find_cases
 from ncaseg.data.split import load_split
 from ncaseg.ensemble import DEFAULT_RULE, FORMULAS
 from ncaseg.files import replacing, write_text
-from ncaseg.models.segmenter import M3D
+from ncaseg.models.base import Segmenter
 from ncaseg.predict import predict_case
 from ncaseg.provenance import describe
 
@@ -66,7 +66,7 @@ def restrict(cases: Sequence[Case], split: str | Path, subset: str) -> list[Case
 
 
 def score_cases(
-    model: M3D,
+    model: Segmenter,
     cfg: Config,
     cases: Sequence[Case],
     *,

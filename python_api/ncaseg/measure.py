@@ -20,7 +20,7 @@ from ncaseg.data.index import Case
 from ncaseg.ensemble import DEFAULT_RULE, Combined
 from ncaseg.evaluate import score_volume
 from ncaseg.files import replacing
-from ncaseg.models.segmenter import M3D
+from ncaseg.models.base import Segmenter
 from ncaseg.predict import draw_case, labels_of, run_ensemble, save_map
 from ncaseg.quality import is_flagged, nqm
 
@@ -31,7 +31,7 @@ METRICS = ("hard_dice", "soft_dice")
 class Ensemble:
     """A model and everything about its runs that an NQM depends on."""
 
-    model: M3D
+    model: Segmenter
     cfg: Config
     samples: int
     seed: int

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from ncakern import NCA
-from ncaseg import report
-from ncaseg.checkpoint import load_model
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import SUFFIXES, Case, case_id, find_cases
+from ncaseg.edge import EdgeModel, from_torch, run_member
 from ncaseg.ensemble import DEFAULT_RULE, Combined, combine
 from ncaseg.files import replacing
-from ncaseg.models.segmenter import M3D
+from ncaseg.large import Plan, check_scratch, plan_prediction, run_in_tiles
+
+# Nothing up here loads torch: a model that is an EdgeModel does without.
+if TYPE_CHECKING:
+    from ncaseg.models.base import Segmenter
 
 MEMBER_BUDGET_BYTES = 512 * 2**20  # of states and hidden values that run at once; more members take turns
 
 
 def predict_case(
-    model: M3D,
+    model: Segmenter | EdgeModel,
     volume: Volume,
     cfg: Config,
     samples: int,
@@ -42,7 +43,8 @@ def predict_case(
     others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a time.
 
     Args:
-        model: from `build_model` or `load_model`, made for `cfg.model`.
+        model: from `build_model`, `load_model` or `load_edge_model` (the same computation as the former two on
+            a CPU), made for `cfg.model`.
         volume: from `load_case` with `cfg.data`.
         cfg: the model's recipe.
         samples: members of the ensemble, at least 1.
@@ -66,7 +68,7 @@ def predict_case(
 
 
 def run_ensemble(
-    model: M3D,
+    model: Segmenter | EdgeModel,
     volume: Volume,
     cfg: Config,
     samples: int,
@@ -78,15 +80,51 @@ def run_ensemble(
     """The combined members of `predict_case` per output channel, on the native grid; arguments and errors as there."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
-    members = (logits.numpy() for logits in _member_logits(model, volume, cfg, samples, seed))
+    members: Iterator[np.ndarray]
+    if isinstance(model, EdgeModel):
+        members = (volume.to_native(run_member(model, volume.image, seed=seed, member=i)) for i in range(samples))
+    else:
+        members = _member_logits(model, volume, cfg, samples, seed)
     return combine(members, rule=rule, with_spread=with_spread)
+
+
+def predict_large(
+    model: EdgeModel,
+    volume: Volume,
+    cfg: Config,
+    samples: int,
+    seed: int,
+    plan: Plan,
+    *,
+    with_variance: bool = False,
+    rule: str = DEFAULT_RULE,
+    scratch: Path | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The labels and the variance of `predict_case` within the memory of a plan (from `plan_prediction`).
+
+    Without a norm they have the same bits, whatever the plan; with one they agree up to rounding.
+    """
+    if plan.tiles is None:
+        return predict_case(model, volume, cfg, samples, seed, with_variance=with_variance, rule=rule)[1:]
+    labels = np.empty(volume.native_size, np.uint8)
+    variance = np.empty(volume.native_size, np.float32) if with_variance else None
+    check_scratch(plan, scratch)
+    options: dict[str, Any] = {"rule": rule, "scratch": scratch, "with_spread": with_variance}
+    for rows, combined in run_in_tiles(model, volume, plan.tiles, samples=samples, seed=seed, **options):
+        labels[rows.start : rows.stop] = labels_of(combined.probabilities, cfg)
+        if variance is not None and combined.variance is not None:
+            variance[rows.start : rows.stop] = combined.variance.mean(0)
+    return labels, variance
 
 
 def labels_of(probabilities: np.ndarray, cfg: Config) -> np.ndarray:
     """Label map `[*S]` uint8 of probabilities `[C_out, *S]`: see `predict_case`."""
     values = np.array([0, *class_values(cfg)], np.uint8)
-    winner = 1 + probabilities.argmax(0)  # [*S]; 0 stays free for background
-    return values[np.where(probabilities.max(0) > cfg.predict.threshold, winner, 0)]
+    labels = np.empty(probabilities.shape[1:], np.uint8)
+    for row, given in enumerate(np.moveaxis(probabilities, 1, 0)):  # numpy's indices are eight times the labels' size
+        winner = 1 + given.argmax(0)  # 0 stays free for background
+        labels[row] = values[np.where(given.max(0) > cfg.predict.threshold, winner, 0)]
+    return labels
 
 
 def class_values(cfg: Config) -> tuple[int, ...]:
@@ -95,7 +133,7 @@ def class_values(cfg: Config) -> tuple[int, ...]:
 
 
 def predict_path(
-    model: str | Path | tuple[M3D, Config],
+    model: str | Path | tuple[Segmenter | EdgeModel, Config],
     source: str | Path,
     out: str | Path,
     *,
@@ -104,6 +142,8 @@ def predict_path(
     rule: str = DEFAULT_RULE,
     png: bool = False,
     overwrite: bool = False,
+    memory: int | None = None,
+    scratch: Path | None = None,
 ) -> list[Path]:
     """Segments one NIfTI file, or every NIfTI file of a folder, into files of the same geometry.
 
@@ -119,16 +159,21 @@ def predict_path(
         rule: how members become one, see `ncaseg.ensemble.combine`.
         png: also write `<id>_overlay.png` and `<id>_variance.png` beside each segmentation.
         overwrite: redo the cases of a folder that already have an output.
+        memory: the most bytes that this process may occupy; what was chosen is printed for every case. Needs a model
+            on the CPU. None sets no limit.
+        scratch: folder for the files of volumes that do not fit; None is the system's temporary folder.
 
     Returns:
         The segmentations written, without the skipped ones.
 
     Raises:
         FileNotFoundError: no such model, file or folder.
-        ValueError: an output would replace its input, or a volume cannot be read or does not fit.
+        ValueError: an output would replace its input, a volume cannot be read or does not fit, or `memory` does not
+            hold one tile.
+        OSError: `scratch` has no room.
     """
     source, out = Path(source), Path(out)
-    loaded, cfg = load_model(model)[:2] if isinstance(model, str | Path) else model
+    loaded, cfg = _load(model) if isinstance(model, str | Path) else model
     samples = cfg.predict.samples if samples is None else samples
     seed = cfg.predict.seed if seed is None else seed
     todo = _targets(source, out)
@@ -140,9 +185,18 @@ def predict_path(
         if len(waiting) < len(todo):
             print(f"skipping {len(todo) - len(waiting)} of {len(todo)} cases that have an output in {out}")
         todo = waiting
-    for case, target in tqdm(todo, desc="predict", unit="case", disable=None):
+    if memory is not None and not isinstance(loaded, EdgeModel):
+        loaded = from_torch(loaded, cfg.model)
+    for case, target in _with_progress(todo):
         volume = load_case(case, cfg.data)
-        _, labels, variance = predict_case(loaded, volume, cfg, samples, seed, with_variance=png, rule=rule)
+        if memory is not None and isinstance(loaded, EdgeModel):
+            plan = plan_prediction(loaded, volume, samples=samples, budget_bytes=memory, with_variance=png)
+            print(f"{case.id}: {plan}", flush=True)
+            labels, variance = predict_large(
+                loaded, volume, cfg, samples, seed, plan, with_variance=png, rule=rule, scratch=scratch
+            )
+        else:
+            _, labels, variance = predict_case(loaded, volume, cfg, samples, seed, with_variance=png, rule=rule)
         save_labels(target, labels, volume)
         if variance is not None:
             draw_case(target, labels, variance, volume)
@@ -182,39 +236,59 @@ def save_map(path: str | Path, voxels: np.ndarray, volume: Volume) -> None:
 
 def native_image(volume: Volume) -> np.ndarray:
     """The first image channel `[*S]` on the native grid, for pictures."""
-    return volume.image[0][tuple(slice(n) for n in volume.native_size)]
+    return volume.to_native(volume.image[0])
 
 
 def draw_case(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Volume) -> None:
     """Draws `<id>_overlay.png` and `<id>_variance.png` beside the segmentation `target`."""
+    from ncaseg import report
+
     image = native_image(volume)
     stem = target.parent / case_id(target)
     report.draw_overlay(f"{stem}_overlay.png", image, labels, spacing_mm=volume.spacing_mm)
     report.draw_triptych(f"{stem}_variance.png", image, labels, variance, spacing_mm=volume.spacing_mm)
 
 
-def _member_logits(model: M3D, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[torch.Tensor]:
+def _member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[np.ndarray]:
     """Yields the logits `[C_out, *S]` of each member on the native grid; as many run at once as the budget allows."""
+    import torch
+
     model = _with_own_statistics(model)
     device = next(model.parameters()).device
     image = torch.from_numpy(volume.image).to(device)  # [C_in, *S]
-    native = (slice(None), *(slice(n) for n in volume.native_size))  # padding lies at the end of each axis
     # A few states per member; the hidden values are stored by the reference only.
     cell_bytes = 4 * (4 * cfg.model.channels + 2 * cfg.model.hidden)
     at_once = max(1, MEMBER_BUDGET_BYTES // (cell_bytes * image[0].numel()))
     for first in range(0, samples, at_once):
         members = image.expand(min(at_once, samples - first), *image.shape)
         with torch.no_grad():
-            yield from model(members, seed=seed, first_sample=first)[(slice(None), *native)].cpu()
+            yield from volume.to_native(model(members, seed=seed, first_sample=first).cpu().numpy())
 
 
-def _with_own_statistics(model: M3D) -> M3D:
+def _with_own_statistics(model: Segmenter) -> Segmenter:
     """The model with norm "batch" replaced by "instance": members in one call do not share their statistics."""
+    from ncakern import NCA
+
     model = copy.deepcopy(model)
     for level in model.modules():
         if isinstance(level, NCA) and level.spec.norm == "batch":
             level.spec = dataclasses.replace(level.spec, norm="instance")
     return model
+
+
+def _load(name_or_path: str | Path) -> tuple[Segmenter, Config]:
+    from ncaseg.checkpoint import load_model
+
+    return load_model(name_or_path)[:2]
+
+
+def _with_progress(todo: Sequence[tuple[Case, Path]]) -> Iterable[tuple[Case, Path]]:
+    """The cases behind a progress bar, where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return todo
+    return tqdm(todo, desc="predict", unit="case", disable=None)
 
 
 def _targets(source: Path, out: Path) -> list[tuple[Case, Path]]:

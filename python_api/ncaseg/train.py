@@ -1,11 +1,12 @@
 """The training loop, top to bottom in one file.
 
-Everything random is a function of (seed, step): the order of the cases, the crops and the fire bits. A run that was
-killed therefore continues from ``state.pt`` with the same bits as one that was not (on the CPU, same thread count),
-and there is no generator to save.
+Everything random is a function of (seed, step): the order of the cases, their augmentation, the crops, the fire bits.
+A run that was killed therefore continues from ``state.pt`` with the same bits as one that was not (on the CPU, same
+thread count), and there is no generator to save.
 """
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,21 +14,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ncaseg import config, files
+from ncaseg.batches import CROP, FIRE, VALIDATE, WEIGHTS, draw_batches, load_batch, steps_per_epoch, stream
 from ncaseg.checkpoint import load_state, save_model, save_state
 from ncaseg.config import Config, TrainConfig
-from ncaseg.data.dataset import CaseStore, encode_label, pad_end
+from ncaseg.data.dataset import CaseStore, grid_sizes
 from ncaseg.data.index import Case, find_cases
 from ncaseg.data.split import Split, load_split, make_split, save_split
+from ncaseg.levels import Triple, check_reflection, pad_size, working_sizes
 from ncaseg.logs import Progress, RunLog
-from ncaseg.losses import dice_bce
+from ncaseg.losses import LOSSES
+from ncaseg.memory import check_memory
 from ncaseg.metrics import hard_dice
 from ncaseg.models import build_model
-from ncaseg.models.segmenter import M3D
+from ncaseg.models.base import Segmenter
 
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds", "val_dice")
-WEIGHTS, ORDER, CROP, FIRE, VALIDATE = range(5)  # purposes of the random streams
 
 
 def train(
@@ -41,7 +45,8 @@ def train(
 ) -> Path:
     """Train a model and return the path of its checkpoint.
 
-    The last weights are the result; validation is only watched, it selects nothing. The folder of the run holds
+    The last weights are the result, or their running mean where the recipe asks for one; validation is only watched, it
+    selects nothing. The folder of the run holds
     ``recipe.toml``, ``split.json``, ``log.csv``, ``log.jsonl``, ``state.pt`` and ``model.safetensors``.
 
     Args:
@@ -54,29 +59,34 @@ def train(
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is False.
         ValueError: the folder holds a run of another recipe, the data do not match the split, or a case is broken.
+        MemoryError: a training step will not fit; nothing has been written yet.
         FloatingPointError: the loss or a gradient is not finite; the last good state has been saved.
     """
     out = Path(out_dir)
     device = _device(cfg.train.device)
     cases = find_cases(data_dir, images=images, labels=labels)
+    sizes = grid_sizes(cases, cfg.data)
+    check_sizes(sizes, cfg)
+    print(check_memory(cfg, list(sizes.values()), device), file=sys.stderr)
     _claim_folder(out, cfg, resume)
     split = _fix_split(out / "split.json", cases, cfg)
     volumes = CaseStore(cases, cfg.data)
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_stream(cfg.train, WEIGHTS))
+        torch.manual_seed(stream(cfg.train, WEIGHTS))
         model = build_model(cfg.model).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=cfg.train.lr, betas=cfg.train.betas)
-    per_epoch = math.ceil(len(split.train) / (cfg.train.batch_size * cfg.train.accumulate))
+    optimizer = make_optimizer(model, cfg.train)
+    average = make_average(model, cfg.train)
+    per_epoch = steps_per_epoch(len(split.train), cfg.train)
     total = cfg.train.steps if cfg.train.steps > 0 else cfg.train.epochs * per_epoch
     step = updates = 0
     if (out / "state.pt").exists():
-        step, updates = _restore(out / "state.pt", model, optimizer, split)
+        step, updates = _restore(out / "state.pt", model, optimizer, average, split)
 
     with RunLog(out, COLUMNS, keep_through=step) as log, Progress(total, start=step) as progress:
         while step < total:
             began = time.monotonic()
-            lr = learning_rate(cfg.train, updates, total)
+            lr = learning_rate(cfg.train, updates, total, step // per_epoch, per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             batches = draw_batches(split.train, cfg.train, step)
@@ -84,7 +94,7 @@ def train(
             limit = cfg.train.grad_clip if cfg.train.grad_clip > 0 else math.inf
             grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), limit))
             if not math.isfinite(loss + grad_norm):
-                _save(out, model, optimizer, cfg, split, step, updates)
+                _save(out, model, optimizer, average, cfg, split, step, updates)
                 raise FloatingPointError(
                     f"training stopped at step {step}: loss {loss}, gradient norm {grad_norm}, lr {lr:.3g}; the state "
                     f"before this step is in {out / 'state.pt'}. Lower train.lr or set train.grad_clip=1.0 in a new run"
@@ -93,21 +103,49 @@ def train(
                 optimizer.step()
                 updates += 1
             step += 1
+            if learned and average is not None and is_averaged(cfg.train, step, updates, per_epoch):
+                average.update_parameters(model)
 
             val_dice = None
             if cfg.train.validate_every > 0 and _is_due(step, total, cfg.train.validate_every):
-                val_dice = validation_dice(model, volumes, split.validation, cfg)
+                val_dice = validation_dice(best_weights(model, average), volumes, split.validation, cfg)
             row = {"step": step, "epoch": (step - 1) // per_epoch, "loss": loss, "lr": lr, "grad_norm": grad_norm}
             log.write(row | {"seconds": round(time.monotonic() - began, 4), "val_dice": val_dice})
             shown = "" if val_dice is None else f"  val dice {val_dice:.3f}"
             progress.update(step, f"loss {loss:.4f}  lr {lr:.2e}{shown}")
             if _is_due(step, total, cfg.train.checkpoint_every):
-                _save(out, model, optimizer, cfg, split, step, updates)
+                _save(out, model, optimizer, average, cfg, split, step, updates)
     return out / "model.safetensors"
 
 
-def learning_rate(cfg: TrainConfig, updates: int, total: int) -> float:
-    """The rate of the next optimiser step after ``updates`` of them, of ``total``."""
+def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
+    """Make sure that every volume fits every level, in training and whole, before hours of training have passed.
+
+    Raises:
+        ValueError: one does not; the message names the case, the level and the axis.
+    """
+    model = cfg.model
+    if model.kind != "m3d" or model.padding != "reflect":
+        return
+    for case, size in sizes.items():
+        size = pad_size(size, model.scales, model.pad)
+        for patches in (model.patches, [()] * len(model.steps)):
+            try:
+                check_reflection(working_sizes(size, model.scales, patches), model.kernel_sizes, model.ndim)
+            except ValueError as error:
+                raise ValueError(f"case {case}: {error}") from error
+
+
+def make_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
+    """One Adam over all levels, which equals one per level; or AdamW, whose decay is apart from the gradient."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
+    return kind(model.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+
+
+def learning_rate(cfg: TrainConfig, updates: int, total: int, epoch: int = 0, per_epoch: int = 1) -> float:
+    """The rate of the next optimiser step after ``updates`` of ``total``, in epoch ``epoch`` of ``per_epoch`` each."""
+    if cfg.lr_interval == "epoch":
+        updates, total = epoch, math.ceil(total / per_epoch)
     if cfg.schedule == "exponential":
         return cfg.lr * cfg.lr_decay**updates
     if cfg.schedule == "cosine":
@@ -115,32 +153,42 @@ def learning_rate(cfg: TrainConfig, updates: int, total: int) -> float:
     return cfg.lr
 
 
-def draw_batches(ids: Sequence[str], cfg: TrainConfig, step: int) -> list[tuple[str, ...]]:
-    """The batches of optimiser step ``step``: a new permutation each epoch, the last, smaller group is kept."""
-    group = cfg.batch_size * cfg.accumulate
-    epoch, place = divmod(step, math.ceil(len(ids) / group))
-    order = np.random.default_rng(_stream(cfg, ORDER, epoch)).permutation(len(ids))
-    chosen = [ids[i] for i in order[place * group : (place + 1) * group]]
-    return [tuple(chosen[i : i + cfg.batch_size]) for i in range(0, len(chosen), cfg.batch_size)]
+def make_average(model: Segmenter, cfg: TrainConfig) -> AveragedModel | None:
+    """The running mean of the weights, still without content; None where the recipe has none."""
+    if cfg.ema_decay == 0.0:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay))
+
+
+def is_averaged(cfg: TrainConfig, step: int, updates: int, per_epoch: int) -> bool:
+    """Whether the weights after ``step`` steps, ``updates`` of them with a gradient, enter the running mean."""
+    return updates > cfg.ema_start and (cfg.ema_interval == "step" or step % per_epoch == 0)
+
+
+def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:
+    """The model to judge and to keep: the running mean once it has content, else the weights as they are."""
+    if average is None or average.n_averaged == 0:
+        return model
+    assert isinstance(average.module, Segmenter)
+    return average.module
 
 
 @torch.no_grad()
-def validation_dice(model: M3D, volumes: CaseStore, ids: Sequence[str], cfg: Config) -> float | None:
+def validation_dice(model: Segmenter, volumes: CaseStore, ids: Sequence[str], cfg: Config) -> float | None:
     """Mean hard Dice of the merged foreground at native geometry, one run per case; None without cases."""
     device = next(model.parameters()).device
     scores = []
     for number, case in enumerate(ids):
         volume = volumes[case]
         image = torch.from_numpy(volume.image)[None].to(device)
-        logits = model(image, seed=_stream(cfg.train, VALIDATE), first_sample=number)  # [1, C_out, *S]
-        found = (logits[0] > 0).any(dim=0).cpu().numpy()
-        native = found[tuple(slice(0, n) for n in volume.native_size)]
-        scores.append(hard_dice(native, np.asarray(volume.require_label() > 0)))
+        logits = model(image, seed=stream(cfg.train, VALIDATE), first_sample=number)  # [1, C_out, *S]
+        found = np.any(volume.to_native(logits[0].cpu().numpy()) > 0, axis=0)
+        scores.append(hard_dice(np.asarray(found), np.asarray(volume.require_label() > 0)))
     return sum(scores) / len(scores) if scores else None
 
 
 def _accumulate(
-    model: M3D,
+    model: Segmenter,
     optimizer: torch.optim.Optimizer,
     volumes: CaseStore,
     batches: list[tuple[str, ...]],
@@ -152,15 +200,16 @@ def _accumulate(
     device = next(model.parameters()).device
     mean_loss, learned = 0.0, False
     for number, ids in enumerate(batches):
-        image, target = (tensor.to(device) for tensor in _load_batch(volumes, ids, cfg))
+        image, target = (tensor.to(device) for tensor in load_batch(volumes, ids, cfg, step, number))
         logits, target = model.crop_forward(
             image,
             target,
-            seed=_stream(cfg.train, FIRE, step, number),
-            generator=torch.Generator().manual_seed(_stream(cfg.train, CROP, step, number)),
+            seed=stream(cfg.train, FIRE, step, number),
+            generator=torch.Generator().manual_seed(stream(cfg.train, CROP, step, number)),
             keep_every=cfg.train.keep_every,
+            foreground=cfg.train.foreground_crops,
         )
-        loss = dice_bce(logits, target, skip_empty=cfg.train.skip_empty) / len(batches)
+        loss = loss_of(logits, target, cfg.train) / len(batches)
         mean_loss += loss.item()
         if loss.requires_grad:
             loss.backward()
@@ -168,30 +217,10 @@ def _accumulate(
     return mean_loss, learned
 
 
-def _load_batch(volumes: CaseStore, ids: tuple[str, ...], cfg: Config) -> tuple[Tensor, Tensor]:
-    """``[B, C_in, *S]`` and ``[B, C_out, *S]``, every case ``duplication`` times in a row."""
-    images, targets = [], []
-    for case in ids:
-        volume = volumes[case]
-        target = encode_label(volume.require_label(), cfg.data.labels, cfg.model.out_channels)
-        images.append(volume.image)
-        targets.append(pad_end(target, volume.image.shape[1:]))
-    sizes = {image.shape[1:] for image in images}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"train.batch_size {cfg.train.batch_size} needs volumes of one size; got {sorted(sizes)}. Set data.size, "
-            "or train.batch_size=1 with train.accumulate"
-        )
-    times = cfg.train.duplication
-    return (
-        torch.from_numpy(np.stack(images)).repeat_interleave(times, dim=0),
-        torch.from_numpy(np.stack(targets)).repeat_interleave(times, dim=0),
-    )
-
-
-def _stream(cfg: TrainConfig, *key: int) -> int:
-    """A 63-bit seed for one purpose: streams of different keys are independent, equal keys give equal bits."""
-    return int(np.random.SeedSequence((cfg.seed, *key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def loss_of(logits: Tensor, target: Tensor, cfg: TrainConfig) -> Tensor:
+    """The loss that the recipe names; see :mod:`ncaseg.losses`."""
+    more = {"gamma": cfg.focal_gamma} if cfg.loss == "dice_focal" else {}
+    return LOSSES[cfg.loss](logits, target, skip_empty=cfg.skip_empty, weights=cfg.loss_weights, **more)
 
 
 def _is_due(step: int, total: int, every: int) -> bool:
@@ -235,17 +264,32 @@ def _fix_split(path: Path, cases: list[Case], cfg: Config) -> Split:
 
 
 def _save(
-    out: Path, model: M3D, optimizer: torch.optim.Optimizer, cfg: Config, split: Split, step: int, updates: int
+    out: Path,
+    model: Segmenter,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    cfg: Config,
+    split: Split,
+    step: int,
+    updates: int,
 ) -> None:
-    save_model(out / "model.safetensors", model, cfg, {"step": str(step), "split_sha256": split.sha256})
+    best = best_weights(model, average)
+    weights = "last" if best is model else "average"
+    metadata = {"step": str(step), "split_sha256": split.sha256, "weights": weights}
+    save_model(out / "model.safetensors", best, cfg, metadata)
     state = {"step": step, "updates": updates, "split_sha256": split.sha256}
-    save_state(out / "state.pt", state | {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    save_state(out / "state.pt", state if average is None else state | {"average": average.state_dict()})
 
 
-def _restore(path: Path, model: M3D, optimizer: torch.optim.Optimizer, split: Split) -> tuple[int, int]:
+def _restore(
+    path: Path, model: Segmenter, optimizer: torch.optim.Optimizer, average: AveragedModel | None, split: Split
+) -> tuple[int, int]:
     state = load_state(path)
     if state["split_sha256"] != split.sha256:
         raise ValueError(f"{path} belongs to another split than the one in {path.parent / 'split.json'}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    if average is not None:
+        average.load_state_dict(state["average"])
     return state["step"], state["updates"]

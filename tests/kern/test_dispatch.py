@@ -98,11 +98,11 @@ def test_explain_gives_a_reason_for_each_backend() -> None:
     assert reasons["cpu"] and reasons["triton"]
 
 
-@pytest.mark.parametrize("name", VARIABLES)
+@pytest.mark.parametrize("name", list(VARIABLES))
 def test_environment_is_parsed_strictly(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} must be one of .*; got 'yes'"):
         read_env({name: "yes"})
-    assert read_env({}) == ("auto", "auto", "auto", "auto", False)
+    assert read_env({}) == ("auto", "auto", "auto", "auto", True, False)
 
 
 def test_a_wrong_environment_is_noticed_by_a_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_rollout_uses_as_many_threads_as_torch_says(monkeypatch: pytest.MonkeyPa
     from ncakern.backends import cpu
 
     seen = []
-    extension = cpu._extension()
+    extension = cpu.require_extension()
 
     class Spy:
         @staticmethod
@@ -53,7 +53,7 @@ def test_rollout_uses_as_many_threads_as_torch_says(monkeypatch: pytest.MonkeyPa
             seen.append(options["threads"])
             extension.fwd(arrays, options)
 
-    monkeypatch.setattr(cpu, "_extension", lambda: Spy)
+    monkeypatch.setattr(cpu, "require_extension", lambda: Spy)
     for threads in (1, 3):
         torch.set_num_threads(threads)
         with torch.no_grad():

@@ -162,9 +162,8 @@ def _describe(*, size: tuple[int, ...], fire_rate: float, **stream: tuple[int, .
     inputs = make_inputs(Case(size=size))
     others = (*inputs.params[:4], None, None, inputs.params.out_weight, None, None, None)
     spec = ncakern.RolloutSpec(fire_rate=fire_rate)
-    return launch._describe(
-        inputs.state, others, spec=spec, seed=-5, first_step=2**32 - 2, first_sample=2**32 - 1, **stream
-    )
+    draw, left = launch._write_draw(inputs.state, spec, seed=-5, first_step=2**32 - 2, first_sample=2**32 - 1, **stream)
+    return launch._describe(inputs.state, others, spec=spec, draw=draw, left=left)
 
 
 def test_statistics_hold_far_from_zero(launcher: ModuleType) -> None:

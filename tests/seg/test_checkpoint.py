@@ -100,9 +100,11 @@ def test_unknown_name_lists_the_zoo(tmp_path, monkeypatch):
         zoo.path("third")
 
 
-def test_zoo_entries_load_under_their_own_name():
+def test_zoo_entries_load_and_hold_the_recipe_of_their_name_or_a_variant_of_it():
     for name in zoo.names():
-        assert checkpoint.load_model(name)[1].name == name
+        recipe = checkpoint.load_model(name)[1]
+        assert recipe.name.startswith(name)
+        assert not config.differences(recipe, config.load_recipe(recipe.name))
 
 
 def test_state_comes_back(tmp_path):

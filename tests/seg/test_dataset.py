@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ncaseg.config import DataConfig, load_recipe
-from ncaseg.data.dataset import CaseStore, encode_label, load_case, pad_end
+from ncaseg.data.dataset import CaseStore, encode_label, grid_sizes, load_case, pad_end
 from ncaseg.data.index import Case, find_cases
 
 AFFINE = np.array([[-1.0, 0.2, 0.0, 5.0], [0.1, 0.9, 0.0, -7.0], [0.0, 0.0, 1.2, 3.0], [0.0, 0.0, 0.0, 1.0]])
@@ -95,7 +95,7 @@ def test_constant_image_is_named(tmp_path):
 
 
 def test_image_larger_than_the_grid_is_named(tmp_path, image):
-    with pytest.raises(ValueError, match=r"size \(5, 6, 7\) is larger than data.size \(9, 5, 9\)"):
+    with pytest.raises(ValueError, match=r"size \(5, 6, 7\) is larger than data.size \(9, 5, 9\) on axis Y"):
         load_case(write_case(tmp_path, image), DataConfig(size=(9, 5, 9)))
 
 
@@ -124,6 +124,49 @@ def test_unexpected_label_values_print_found_and_expected(tmp_path, image, label
     fractions[0, 0, 0] = 0.5
     with pytest.raises(ValueError, match=r"0\.5"):
         load_case(write_case(tmp_path, image, fractions), WIDE)
+
+
+def test_resized_volume_comes_back_to_its_native_grid(tmp_path, image, label):
+    label[:] = 0
+    label[1:4, 2:5, 1:6] = 1
+    cfg = DataConfig(labels=(1, 2), clip_percentiles=(0.0, 100.0), size=(10, 12, 14), fit="resize")
+    volume = load_case(write_case(tmp_path, image, label), cfg)
+    assert volume.image.shape == (1, 10, 12, 14) and volume.is_resized and volume.content_size == (10, 12, 14)
+    assert volume.image.min() == 0.0 and volume.image.max() == 1.0  # the cubic's overshoot is cut
+    assert volume.label.shape == volume.native_size == SIZE
+    target = volume.to_content(encode_label(volume.label, (1, 2), 1))
+    np.testing.assert_array_equal(target[0], label.repeat(2, 0).repeat(2, 1).repeat(2, 2))
+    back = volume.to_native(target - 0.5)[0]
+    np.testing.assert_array_equal(back > 0, label > 0)
+
+
+def test_zero_keeps_the_native_size_of_an_axis(tmp_path, image):
+    cfg = DataConfig(size=(10, 6, 0), fit="resize")
+    volume = load_case(write_case(tmp_path, image), cfg)
+    assert volume.image.shape == (1, 10, 6, 7) and volume.is_resized
+    same = load_case(write_case(tmp_path, image), DataConfig(size=(5, 0, 7), fit="resize"))
+    np.testing.assert_array_equal(same.image, load_case(write_case(tmp_path, image), DataConfig()).image)
+    assert not same.is_resized
+    padded = load_case(write_case(tmp_path, image), DataConfig(size=(8, 0, 0)))
+    assert padded.image.shape == (1, 8, 6, 7) and padded.content_size == SIZE
+
+
+def test_resizing_may_shrink(tmp_path, image):
+    volume = load_case(write_case(tmp_path, image), DataConfig(size=(3, 4, 5), fit="resize", clip_again=True))
+    assert volume.image.shape == (1, 3, 4, 5)
+    assert volume.to_native(np.zeros((2, 3, 3, 4, 5), np.float32)).shape == (2, 3, *SIZE)
+
+
+def test_sizes_come_from_headers_alone(tmp_path, image):
+    case = write_case(tmp_path, image)
+    whole = case.image.read_bytes()
+    case.image.write_bytes(whole[: len(whole) - 100])  # the header is there, the last voxels are not
+    assert grid_sizes([case], DataConfig()) == {"c": SIZE}
+    assert grid_sizes([case], DataConfig(size=(0, 9, 0))) == {"c": (5, 9, 7)}
+    case.image.unlink()
+    assert grid_sizes([case], DataConfig(size=(8, 9, 7))) == {"c": (8, 9, 7)}
+    with pytest.raises(ValueError, match="image.nii.gz must have 3 axes"):
+        grid_sizes([write_case(tmp_path, np.ones((4, 5), np.float32))], DataConfig())
 
 
 def test_encode_label_merges_or_separates():

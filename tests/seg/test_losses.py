@@ -1,11 +1,13 @@
 """Dice + BCE against the specification's numbers and against sums written out by hand."""
 
+import doctest
 import math
 
 import pytest
 import torch
 
-from ncaseg.losses import dice_bce
+from ncaseg import losses
+from ncaseg.losses import LOSSES, dice_bce, dice_focal, m3d_upstream
 
 LOGITS = torch.tensor([[-2.0, 0.5, 1.5, -0.3], [3.0, -1.0, 0.0, 2.2]], dtype=torch.float64)
 TARGET = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 1]], dtype=torch.float64)
@@ -20,6 +22,40 @@ def test_published_test_vector():
     assert loss.item() == pytest.approx(0.505135, abs=1e-6)
     bce = 0.314607
     assert dice_bce(volumes(LOGITS), volumes(TARGET), smooth=0.0).item() == pytest.approx(0.210361 + bce, abs=1e-6)
+
+
+def test_examples_in_docstrings_run():
+    result = doctest.testmod(losses)
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_upstream_focal_and_true_focal_are_the_published_numbers():
+    x, t = volumes(LOGITS), volumes(TARGET)
+    assert m3d_upstream(x, t).item() == pytest.approx(0.431768, abs=1e-6)
+    assert m3d_upstream(x, t, weights=(0.0, 1.0)).item() == pytest.approx(0.314607 * 0.766798, abs=1e-6)
+    assert dice_focal(x, t).item() == pytest.approx(0.190528 + 0.046697, abs=1e-6)
+    assert dice_focal(x, t, gamma=0.0).item() == pytest.approx(dice_bce(x, t).item(), abs=1e-12)
+
+
+def test_upstream_focal_is_cross_entropy_for_real_volumes():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 1, 80, 80, 6, generator=generator, dtype=torch.float64)
+    t = (torch.rand(x.shape, generator=generator) < 0.1).double()
+    assert 0 < dice_bce(x, t).item() - m3d_upstream(x, t).item() < 3e-5
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weights_apply_to_the_two_parts(name):
+    x, t = volumes(LOGITS), volumes(TARGET)
+    dice, term = (LOSSES[name](x, t, weights=weights).item() for weights in ((1.0, 0.0), (0.0, 1.0)))
+    assert dice == pytest.approx(0.190528, abs=1e-6)
+    assert LOSSES[name](x, t, weights=(1.5, 0.5)).item() == pytest.approx(1.5 * dice + 0.5 * term, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_of_every_loss_are_those_of_finite_differences(name):
+    x = volumes(LOGITS).clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, volumes(TARGET)), (x,))
 
 
 def test_dice_is_over_the_whole_batch():

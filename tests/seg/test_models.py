@@ -7,8 +7,10 @@ import torch
 
 from ncakern import NCA
 from ncaseg.config import ModelConfig
+from ncaseg.levels import working_sizes
 from ncaseg.models import build_model
-from ncaseg.models.multilevel import crop, draw_offsets, enlarge_state, pad_to_multiple, pool_image
+from ncaseg.models.crops import crop, draw_offsets
+from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
 from ncaseg.models.segmenter import M3D
 
 TWO = ((2, 2, 2),)
@@ -74,6 +76,92 @@ def test_levels_never_share_fire_bits():
     image = volume(1, 1, 5, 4, 6)
     assert torch.equal(two(image, seed=3), one(image, seed=3))
     assert not torch.equal(two(image, seed=3), one(image, seed=4))
+
+
+NATIVE = (7, 11, 5)  # no factor divides it
+
+
+@pytest.mark.parametrize(
+    "scales", [((2, 2, 2),), ((2, 3, 1), (2, 2, 2)), ((2, 2, 1),) * 3], ids=["n2", "n3-mixed", "n4"]
+)
+@pytest.mark.parametrize("pool", ["max", "average", "nearest", "trilinear"])
+def test_any_size_works_at_every_level_without_padding(scales, pool):
+    levels = len(scales) + 1
+    keywords = {"kernel_sizes": (3,) * levels, "steps": (2,) * levels, "scales": scales, "padding": "replicate"}
+    model = randomised(M3D(channels=6, hidden=8, pad="none", pool=pool, **keywords))
+    image = volume(2, 1, *NATIVE)
+    assert model(image, seed=0).shape == image.shape
+    logits, label = model.crop_forward(image, image, seed=0, generator=torch.Generator().manual_seed(0))
+    assert logits.shape == label.shape == (2, 1, *working_sizes(NATIVE, scales)[-1])
+
+
+def test_last_cell_of_a_level_spans_what_is_left():
+    # 7 cells by twos: the coarse cells are 0-1, 2-3, 4-5 and 6 alone.
+    model = M3D(kernel_sizes=(3, 3), steps=(2, 1), scales=((2, 1, 1),), channels=4, hidden=8, pad="none")
+    randomised(model)
+    image = volume(1, 1, 7, 4, 3)
+    coarse = torch.nn.functional.max_pool3d(image, (2, 1, 1), ceil_mode=True).movedim(1, -1)
+    assert coarse.shape[1:4] == (4, 4, 3) and torch.equal(coarse[:, 3, ..., 0], image[:, 0, 6])
+    state = model.levels[0](torch.cat([coarse, torch.zeros(1, 4, 4, 3, 3)], dim=-1), 2, seed=4)
+    fine = torch.cat([image.movedim(1, -1), state[:, [0, 0, 1, 1, 2, 2, 3], ..., 1:]], dim=-1)
+    expected = model.levels[1](fine, 1, seed=4, first_step=2)[..., 1:2].movedim(-1, 1)
+    assert torch.equal(model(image, seed=4), expected)
+
+
+def test_whole_levels_in_training_are_the_forward_pass():
+    keywords = {"kernel_sizes": (3, 3), "steps": (2, 2), "scales": TWO, "channels": 6, "hidden": 8}
+    model = randomised(M3D(pad="none", patches=((), ()), **keywords))
+    image = volume(2, 1, 7, 9, 6)
+    logits, label = model.crop_forward(image, image, seed=5)
+    assert torch.equal(logits, model(image, seed=5)) and torch.equal(label, image)
+
+
+def test_patches_of_a_given_size_hold_whole_cells():
+    model = M3D(
+        kernel_sizes=(3, 3, 3), steps=(1, 1, 1), scales=TWO * 2, channels=4, hidden=4, pad="none", pool="nearest",
+        patches=((), (3, 20, 3), (5, 4, 20)),
+    )  # fmt: skip
+    coordinates = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in (13, 11, 14)), indexing="ij"))
+    image = coordinates[:1].expand(300, 1, -1, -1, -1)
+    _, label = model.crop_forward(image, image, seed=0, generator=torch.Generator().manual_seed(0))
+    # Level 1 takes 3 of its 6 whole cells (of 7) on X; level 2 takes 5 of the 6 fine ones below.
+    assert label.shape == (300, 1, 5, 4, 6)
+    assert set(label[:, 0, 0, 0, 0].tolist()) == set(range(8))  # 2 * {0, 1, 2, 3} + {0, 1}
+
+
+def test_patches_may_be_drawn_around_the_foreground():
+    model = M3D(kernel_sizes=(3,) * 3, steps=(1,) * 3, scales=((2, 2, 1), (2, 2, 2)), channels=4, hidden=4, pad="none")
+    image = volume(40, 1, 21, 16, 12)
+    label = torch.zeros_like(image)
+    places = torch.randint(0, 12, (40, 3), generator=torch.Generator().manual_seed(3)).tolist()
+    for sample, (x, y, z) in enumerate(places):
+        label[sample, 0, x, y, z] = 1.0
+    label[0, 0, 19, 15, 11] = 1.0  # at the edge: behind it lies half a cell, which no patch holds
+    label[1] = 0.0  # nothing to aim at
+
+    def found(chance):
+        generator = torch.Generator().manual_seed(0)
+        _, target = model.crop_forward(image, label, seed=0, generator=generator, foreground=chance)
+        return target.flatten(1).any(dim=1)
+
+    assert found(1.0).sum() == 39 and not found(1.0)[1]
+    assert found(0.0).sum() < 15
+    _, a = model.crop_forward(image, label, seed=0, generator=torch.Generator().manual_seed(0), foreground=1.0)
+    assert len({tuple(sample.nonzero()[0].tolist()) for sample in a if sample.any()}) > 10  # not always the centre
+
+
+def test_two_dimensions_treat_every_slice_alone():
+    keywords = {"kernel_sizes": (3, 3), "steps": (2, 2), "scales": ((2, 2, 1),), "channels": 6, "hidden": 8}
+    model = randomised(M3D(ndim=2, perception="dense", num_filters=2, norm="none", **keywords))
+    image = volume(2, 1, 8, 6, 3)
+    out = model(image, seed=1)
+    assert out.shape == image.shape and model.levels[0].perceive_weight.shape == (2, 6, 6, 3, 3)
+    for sample, z in itertools.product(range(2), range(3)):
+        alone = model(image[sample : sample + 1, ..., z : z + 1], seed=1, first_sample=3 * sample + z)
+        torch.testing.assert_close(alone[0, ..., 0], out[sample, ..., z], rtol=1e-5, atol=1e-6)
+    member = model(image[1:], seed=1, first_sample=1)
+    torch.testing.assert_close(member[0], out[1], rtol=1e-5, atol=1e-6)
+    assert model(volume(1, 1, 8, 6, 1), seed=0).shape == (1, 1, 8, 6, 1)  # one slice is enough
 
 
 def test_members_of_an_ensemble_are_named_by_first_sample():
@@ -195,11 +283,19 @@ def test_helpers_by_hand():
     assert pool_image(x, (2, 3, 2)).flatten().tolist() == [21.0, 23.0]
     noise = volume(1, 1, 8, 8, 8)
     assert torch.equal(pool_image(pool_image(noise, (2, 2, 2)), (2, 2, 2)), pool_image(noise, (4, 4, 4)))
+    assert pool_image(x, (2, 3, 3)).flatten().tolist() == [22.0, 23.0]
+    assert pool_image(x, (2, 3, 3), "average").flatten().tolist() == [11.0, 13.0]
+    assert pool_image(x, (2, 3, 3), "nearest").flatten().tolist() == [0.0, 3.0]
+    assert pool_image(x, (2, 3, 2), "trilinear").flatten().tolist() == [10.5, 12.5]
     state = torch.arange(2.0).reshape(1, 1, 1, 2, 1)
-    assert enlarge_state(state, (1, 2, 3))[0, 0, :, :, 0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
+    assert enlarge_state(state, (1, 2, 3), (1, 2, 6))[0, 0, :, :, 0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
     assert pad_to_multiple(x, (1, 3, 2), "zeros") is x
     assert pad_to_multiple(x, (1, 2, 1), "zeros").shape == (1, 1, 2, 4, 4)
-    cut = crop(torch.cat([x, x]), [(0, 0, 0), (1, 1, 2)], (1, 2, 2), first_axis=2)
+    assert pad_to_multiple(x, (1, 2, 1), "none") is x
+    assert enlarge_state(state, (1, 2, 3), (1, 1, 5))[0, 0, :, :, 0].tolist() == [[0, 0, 0, 1, 1]]
+    patches = enlarge_state(torch.cat([state, state]), (1, 2, 3), (1, 1, 3), [(0, 0, 1), (0, 1, 3)])
+    assert patches[:, 0, 0, :, 0].tolist() == [[0, 0, 1], [1, 1, 1]]
+    cut = crop(torch.cat([x, x]), [(0, 0, 0), (1, 1, 2)], (1, 2, 2))
     assert cut.flatten().tolist() == [0, 1, 4, 5, 18, 19, 22, 23]
 
 
@@ -221,6 +317,15 @@ def test_image_that_does_not_fit_is_named(shape, words):
         model(torch.zeros(shape), seed=0)
     with pytest.raises(ValueError, match=words):
         model.crop_forward(torch.zeros(shape), torch.zeros(shape), seed=0)
+
+
+def test_patch_that_does_not_fit_names_axis_and_level():
+    model = M3D(kernel_sizes=(3, 5), steps=(1, 1), scales=TWO, patches=((), (8, 2, 8)))
+    with pytest.raises(ValueError, match="level 1 has 2 cells on axis Y, and kernel 5 .* at least 3"):
+        model.crop_forward(torch.zeros(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16), seed=0)
+    assert model(torch.zeros(1, 1, 16, 16, 16), seed=0).shape == (1, 1, 16, 16, 16)
+    with pytest.raises(ValueError, match="patches must be empty or have one entry per kernel size"):
+        M3D(kernel_sizes=(3,), steps=(1,), patches=((), ()))
 
 
 def test_label_and_arguments_that_do_not_fit_are_named():

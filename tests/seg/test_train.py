@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncaseg import config, train
+from ncaseg import batches, config, evaluate, train
 from ncaseg.checkpoint import load_model, load_state
 from ncaseg.data.dataset import CaseStore
 from ncaseg.data.index import find_cases
@@ -85,10 +85,16 @@ train.train(config.load_recipe(sys.argv[1]), sys.argv[2], sys.argv[3])
 """
 
 
-@pytest.mark.parametrize("levels", [1, 2])
-def test_killed_run_continues_bit_for_bit(data, tmp_path, levels):
-    two = ["model.kernel_sizes=[3, 3]", "model.steps=[2, 2]", "model.scales=[[2, 2, 2]]", "train.duplication=2"]
-    cfg = tiny("train.seed=3", *(two if levels == 2 else []))
+TWO_LEVELS = ["model.kernel_sizes=[3, 3]", "model.steps=[2, 2]", "model.scales=[[2, 2, 2]]", "train.duplication=2"]
+RICH = [
+    *("train.ema_decay=0.9", "train.ema_start=2", "augment.flip=[0.5, 0.5, 0.5]", "augment.affine=0.7"),
+    *("augment.noise=0.5", "augment.gamma=0.5", "train.validate_every=3"),
+]
+
+
+@pytest.mark.parametrize("more", [[], TWO_LEVELS, RICH], ids=["one-level", "two-levels", "average-and-augmentation"])
+def test_killed_run_continues_bit_for_bit(data, tmp_path, more):
+    cfg = tiny("train.seed=3", *more)
     train.train(cfg, data, tmp_path / "whole")
 
     (tmp_path / "r.toml").write_text(config.to_toml(cfg))
@@ -192,8 +198,8 @@ def test_accumulated_gradient_is_the_mean_over_single_volumes(data):
     model.zero_grad()
     losses = []
     for number, case in enumerate(ids):
-        image, target = train._load_batch(volumes, (case,), cfg)
-        losses.append(dice_bce(model(image, seed=train._stream(cfg.train, train.FIRE, 4, number)), target))
+        image, target = batches.load_batch(volumes, (case,), cfg, 4, number)
+        losses.append(dice_bce(model(image, seed=batches.stream(cfg.train, batches.FIRE, 4, number)), target))
     (sum(losses) / 2).backward()
     assert learned and loss == pytest.approx(sum(x.item() for x in losses) / 2, rel=1e-6)
     for a, p in zip(got, model.parameters(), strict=True):
@@ -204,7 +210,7 @@ def test_batch_without_foreground_takes_no_step(data, tmp_path, monkeypatch):
     def encode_nothing(label, labels, out_channels):
         return np.zeros((out_channels, *label.shape), np.float32)
 
-    monkeypatch.setattr(train, "encode_label", encode_nothing)
+    monkeypatch.setattr(batches, "encode_label", encode_nothing)
     train.train(tiny("train.steps=2", "train.skip_empty=true"), data, tmp_path)
     state = load_state(tmp_path / "state.pt")
     assert (state["step"], state["updates"]) == (2, 0) and not state["optimizer"]["state"]
@@ -234,6 +240,13 @@ def test_folder_pairs_train_too(data, tmp_path):
     train.train(cfg, None, tmp_path / "a", images=data / "imagesTr", labels=data / "labelsTr")
     train.train(cfg, data, tmp_path / "b")
     assert rows_without_time(tmp_path / "a") == rows_without_time(tmp_path / "b")
+
+
+def test_volume_too_small_for_a_level_is_named_before_training(data, tmp_path):
+    two = ["model.kernel_sizes=[7, 3]", "model.steps=[2, 2]", "model.scales=[[2, 2, 4]]"]
+    with pytest.raises(ValueError, match="case phantom_000: image is too small: level 0 has 3 cells on axis Z"):
+        train.train(tiny(*two), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_that_do_not_fit_the_run_are_named(data, tmp_path):
@@ -275,19 +288,91 @@ def test_every_case_is_drawn_once_per_epoch_and_the_rest_is_kept():
     assert train.draw_batches(ids, cfg, 4) == train.draw_batches(ids, cfg, 4)
 
 
+def test_average_is_the_running_mean_of_the_weights(data, tmp_path, monkeypatch):
+    seen = []
+    real = train.is_averaged
+
+    def record(*arguments):
+        seen.append({name: p.detach().clone() for name, p in current.model.named_parameters()})
+        return real(*arguments)
+
+    class current:
+        model = None
+
+    def build(cfg):
+        current.model = build_model(cfg)
+        return current.model
+
+    build_model = train.build_model
+    monkeypatch.setattr(train, "build_model", build)
+    monkeypatch.setattr(train, "is_averaged", record)
+    cfg = tiny("train.steps=5", "train.ema_decay=0.75", "train.ema_start=2", "train.lr=0.02")
+    train.train(cfg, data, tmp_path)
+    kept, _, metadata = load_model(tmp_path / "model.safetensors")
+    last = load_state(tmp_path / "state.pt")["model"]
+    assert metadata["weights"] == "average" and len(seen) == 5
+    for name, parameter in kept.named_parameters():
+        third, fourth, fifth = (weights[name] for weights in seen[2:])
+        expected = 0.75 * (0.75 * third + 0.25 * fourth) + 0.25 * fifth
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-7)
+        assert torch.equal(last[name], fifth)
+    assert not torch.equal(kept.levels[0].out_weight, last["levels.0.out_weight"])
+
+
+def test_average_may_move_once_per_epoch():
+    cfg = tiny("train.ema_decay=0.9", "train.ema_interval=epoch").train
+    assert [step for step in range(1, 8) if train.is_averaged(cfg, step, step, per_epoch=3)] == [3, 6]
+    late = tiny("train.ema_decay=0.9", "train.ema_start=4").train
+    assert [step for step in range(1, 8) if train.is_averaged(late, step, step, per_epoch=3)] == [5, 6, 7]
+
+
+def test_average_without_content_leaves_the_last_weights(data, tmp_path):
+    train.train(tiny("train.steps=2", "train.ema_decay=0.9", "train.ema_start=5"), data, tmp_path / "a")
+    train.train(tiny("train.steps=2"), data, tmp_path / "b")
+    a, b = (load_model(tmp_path / name / "model.safetensors") for name in "ab")
+    assert a[2]["weights"] == "last" and same_state(dict(a[0].state_dict()), dict(b[0].state_dict()))
+
+
+def test_augmentation_is_a_function_of_seed_step_and_place(data):
+    cfg = tiny("augment.affine=1", "augment.noise=1", "train.batch_size=2")
+    volumes = CaseStore(find_cases(data), cfg.data)
+
+    def image(step, place, cfg=cfg):
+        return batches.load_sample(volumes, "phantom_000", cfg, step, place)[0]
+
+    plain = torch.from_numpy(volumes["phantom_000"].image)
+    others = [plain, image(3, 1), image(4, 0), image(3, 0, tiny("augment.affine=1", "augment.noise=1", "train.seed=1"))]
+    assert torch.equal(image(3, 0), image(3, 0)) and not any(torch.equal(image(3, 0), other) for other in others)
+    batch, _ = batches.load_batch(volumes, ("phantom_000",) * 2, cfg, 3, 1)
+    assert torch.equal(batch[0], image(3, 2)) and torch.equal(batch[1], image(3, 3))
+    assert torch.equal(plain, torch.from_numpy(volumes["phantom_000"].image))  # the stored volume is as it was
+
+
+def test_padding_is_neither_moved_nor_made_noisy(data):
+    cfg = tiny("augment.flip=[1, 1, 1]", "augment.noise=1", "data.size=[14, 13, 16]")
+    volumes = CaseStore(find_cases(data), cfg.data)
+    image, target = batches.load_sample(volumes, "phantom_000", cfg, 0, 0)
+    assert image.shape == target.shape == (1, 14, 13, 16)
+    for tensor in (image, target):
+        assert not tensor[:, 12:].any() and not tensor[:, :, 12:].any() and not tensor[:, :, :, 12:].any()
+        assert tensor[:, :12, :12, :12].any()
+    label = torch.from_numpy(volumes["phantom_000"].label > 0).float()
+    assert torch.equal(target[0, :12, :12, :12], label.flip(0, 1, 2))
+
+
 def test_duplication_repeats_each_case_in_its_batch(data):
     cfg = tiny("train.batch_size=2", "train.duplication=3")
     volumes = CaseStore(find_cases(data), cfg.data)
-    image, target = train._load_batch(volumes, ("phantom_000", "phantom_001"), cfg)
+    image, target = batches.load_batch(volumes, ("phantom_000", "phantom_001"), cfg, 0, 0)
     assert image.shape == target.shape == (6, 1, 12, 12, 12)
     assert torch.equal(image[0], image[2]) and torch.equal(target[3], target[5]) and not torch.equal(image[2], image[3])
 
 
 def test_streams_differ_by_purpose_step_and_seed():
     cfg, other = tiny().train, tiny("train.seed=1").train
-    keys = [(p, i) for p in range(5) for i in range(20)]
-    seeds = {train._stream(c, *key) for c in (cfg, other) for key in keys}
-    assert len(seeds) == 200 and all(0 <= seed < 2**63 for seed in seeds)
+    keys = [(p, i) for p in range(6) for i in range(20)]
+    seeds = {batches.stream(c, *key) for c in (cfg, other) for key in keys}
+    assert len(seeds) == 240 and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_learning_rates_by_hand():
@@ -296,6 +381,67 @@ def test_learning_rates_by_hand():
     cosine = tiny("train.schedule=cosine", "train.lr=2.0", "train.lr_final=0.1").train
     assert [train.learning_rate(cosine, u, 8) for u in (0, 4, 8)] == pytest.approx([2.0, 1.1, 0.2])
     assert train.learning_rate(tiny("train.schedule=constant", "train.lr=0.3").train, 7, 8) == 0.3
+
+
+def test_learning_rate_may_follow_epochs():
+    cfg = tiny("train.schedule=exponential", "train.lr=0.5", "train.lr_decay=0.9", "train.lr_interval=epoch").train
+    assert train.learning_rate(cfg, updates=17, total=100, epoch=3, per_epoch=5) == pytest.approx(0.5 * 0.9**3)
+    cosine = tiny("train.schedule=cosine", "train.lr=2.0", "train.lr_final=0.1", "train.lr_interval=epoch").train
+    assert train.learning_rate(cosine, updates=17, total=40, epoch=4, per_epoch=5) == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(("interval", "powers"), [("step", [0, 1, 2, 3]), ("epoch", [0, 0, 1, 1])])
+def test_rate_decays_per_step_unless_asked_otherwise(data, tmp_path, interval, powers):
+    decay = ["train.schedule=exponential", "train.lr=0.1", "train.lr_decay=0.5", f"train.lr_interval={interval}"]
+    train.train(tiny("train.steps=4", *decay), data, tmp_path)  # three training cases, two per step
+    assert [row["lr"] for row in read_rows(tmp_path / "log.jsonl")] == pytest.approx([0.1 * 0.5**p for p in powers])
+
+
+def test_optimizers_by_name():
+    model = torch.nn.Linear(2, 2)
+    adam = train.make_optimizer(model, tiny("train.lr=0.1").train)
+    adamw = train.make_optimizer(model, tiny("train.optimizer=adamw", "train.weight_decay=0.3").train)
+    assert type(adam) is torch.optim.Adam and type(adamw) is torch.optim.AdamW
+    assert adam.defaults["betas"] == (0.9, 0.99) and adamw.defaults["weight_decay"] == 0.3
+
+
+@pytest.mark.parametrize("loss", ["m3d_upstream", "dice_focal"])
+def test_every_loss_trains(data, tmp_path, loss):
+    train.train(tiny("train.steps=8", f"train.loss={loss}", "train.lr=0.02"), data, tmp_path)
+    rows = read_rows(tmp_path / "log.jsonl")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_channel_per_class_is_trained_and_scored(data, tmp_path):
+    cfg = tiny("train.steps=60", "train.lr=0.02", "model.out_channels=2", "model.hidden=16", "train.validate_every=60")
+    path = train.train(cfg, data, tmp_path)
+    assert read_rows(tmp_path / "log.jsonl")[-1]["val_dice"] > 0.5
+    model, loaded, _ = load_model(path)
+    scores = evaluate.score_cases(model, loaded, find_cases(data), name="x", samples=2)
+    assert set(scores["classes"]) == {"1", "2"}
+    assert all(set(entry) == set(evaluate.METRICS) for entry in scores["classes"].values())
+    assert scores["classes"]["1"]["hard_dice"] > 0.3  # chance finds less than 0.1
+
+
+def test_slices_train_and_whole_volumes_are_judged(data, tmp_path):
+    flat = ["model.ndim=2", "model.norm=none", "model.kernel_sizes=[3, 3]", "model.steps=[3, 3]"]
+    more = ["model.scales=[[2, 2, 1]]", "train.slices=5", "train.batch_size=2", "data.size=[16, 16, 0]"]
+    cfg = tiny(*flat, *more, "data.fit=resize", "train.validate_every=10")
+    volumes = CaseStore(find_cases(data), cfg.data)
+    image, target = batches.load_batch(volumes, ("phantom_000", "phantom_001"), cfg, 0, 0)
+    assert image.shape == target.shape == (10, 1, 16, 16, 1)
+    whole = volumes["phantom_001"].image[0]
+    depths = [next(z for z in range(12) if np.array_equal(whole[..., z], s[0, ..., 0])) for s in image[5:].numpy()]
+    assert len(set(depths)) == 5
+    train.train(cfg, data, tmp_path)
+    assert read_rows(tmp_path / "log.jsonl")[-1]["val_dice"] is not None
+
+
+def test_foreground_crops_are_part_of_the_run(data, tmp_path):
+    two = [*TWO_LEVELS, "train.steps=2"]
+    train.train(tiny(*two), data, tmp_path / "a")
+    train.train(tiny(*two, "train.foreground_crops=1"), data, tmp_path / "b")
+    assert rows_without_time(tmp_path / "a") != rows_without_time(tmp_path / "b")
 
 
 def test_epochs_count_steps_when_steps_are_not_given(data, tmp_path):

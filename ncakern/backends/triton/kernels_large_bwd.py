@@ -19,6 +19,7 @@ from ncakern.backends.triton.common import (
     split,
     to_storage,
 )
+from ncakern.backends.triton.draw import cells_fire, load_draw
 from ncakern.backends.triton.kernels_large import (
     G,
     M,
@@ -38,7 +39,6 @@ from ncakern.backends.triton.kernels_large import (
     project,
     tile_cells,
 )
-from ncakern.backends.triton.work_list import PLAIN_NUMBERS, cells_fire
 
 
 @triton.jit
@@ -50,14 +50,12 @@ def _transposed_matmul(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def _load_output_gradient(
-    p_d_out, b, cell, exists, CELLS, H, W, SEED, STEP, FIRST_SAMPLE, THRESHOLD, ORIGIN_D, ORIGIN_H, ORIGIN_W, EXTENT_H,
-    C: tl.constexpr, CP: tl.constexpr, FROZEN: tl.constexpr, LISTED: tl.constexpr, DTYPE: tl.constexpr,
+    p_d_out, draw, b, cell, exists, CELLS, H, W, C: tl.constexpr, CP: tl.constexpr, FROZEN: tl.constexpr,
+    LISTED: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """What reaches the network of d_out: firing cells (listed ones fire) and free channels."""
     if not LISTED:
-        exists = exists & cells_fire(
-            b, cell, H, W, SEED, STEP, FIRST_SAMPLE, THRESHOLD, ORIGIN_D, ORIGIN_H, ORIGIN_W, EXTENT_H
-        )  # fmt: skip
+        exists = exists & cells_fire(draw, cell, H, W)
     d_out = load_channels(p_d_out, cell_offsets(b, cell, CELLS, C), exists, C, CP)
     return operand(tl.where((tl.arange(0, CP) >= FROZEN)[None, :], d_out, 0.0), DTYPE)
 
@@ -98,13 +96,13 @@ def _norm_bwd(hat, d_u, exists, p_affine, b, i_hidden, HIDDEN: tl.constexpr, HAS
     return du * load_affine(p_affine, b, P, i_hidden, 6, HIDDEN)
 
 
-@triton.jit(do_not_specialize=PLAIN_NUMBERS)
+@triton.jit(do_not_specialize=["STEP"])
 def _nca_weights_bwd_kernel__hidden(
-    p_seen, p_y, p_d_out, p_centre, p_affine, p_w0, p_w1, p_d_w0, p_d_w1, p_d_affine, p_list, p_counts, CELLS, H, W,
-    SEED, STEP, FIRST_SAMPLE, THRESHOLD, ORIGIN_D, ORIGIN_H, ORIGIN_W, EXTENT_H, SPLITS, C: tl.constexpr,
-    FC: tl.constexpr, CP: tl.constexpr, FCP: tl.constexpr, HIDDEN: tl.constexpr, FROZEN: tl.constexpr,
-    BLOCK: tl.constexpr, HC: tl.constexpr, SLOPE: tl.constexpr, HAS_NORM: tl.constexpr, LISTED: tl.constexpr,
-    D_AFFINE: tl.constexpr, D_W0: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    p_seen, p_y, p_d_out, p_centre, p_affine, p_w0, p_w1, p_d_w0, p_d_w1, p_d_affine, p_list, p_counts, p_draw, STEP,
+    CELLS, H, W, SPLITS, C: tl.constexpr, FC: tl.constexpr, CP: tl.constexpr, FCP: tl.constexpr,
+    HIDDEN: tl.constexpr, FROZEN: tl.constexpr, BLOCK: tl.constexpr, HC: tl.constexpr, SLOPE: tl.constexpr,
+    HAS_NORM: tl.constexpr, LISTED: tl.constexpr, D_AFFINE: tl.constexpr, D_W0: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sums over every SPLITS-th tile of a sample, for HC hidden units; each program has its own place for them.
 
@@ -118,6 +116,7 @@ def _nca_weights_bwd_kernel__hidden(
     i_hidden = tl.program_id(0) % num_chunks * HC + tl.arange(0, HC)
     is_hidden = i_hidden < HIDDEN
 
+    draw = load_draw(p_draw, STEP, b)
     w0 = load_w0(p_w0, i_hidden, C, FC, CP, FCP, HIDDEN, PRECISION)
     w1 = load_w1(p_w1, i_hidden, C, CP, HIDDEN, PRECISION)
     sum_d_u = tl.zeros((HC,), tl.float32)
@@ -132,8 +131,7 @@ def _nca_weights_bwd_kernel__hidden(
         cell, exists = list_cells(p_list, p_counts, b, tile, CELLS, BLOCK, LISTED)
         z, y = _load_features(p_seen, p_y, p_centre, b, cell, exists, CELLS, C, FC, CP, FCP, HAS_NORM, DTYPE)
         d_out = _load_output_gradient(
-            p_d_out, b, cell, exists, CELLS, H, W, SEED, STEP, FIRST_SAMPLE, THRESHOLD, ORIGIN_D, ORIGIN_H, ORIGIN_W,
-            EXTENT_H, C, CP, FROZEN, LISTED, DTYPE,
+            p_d_out, draw, b, cell, exists, CELLS, H, W, C, CP, FROZEN, LISTED, DTYPE
         )  # fmt: skip
         product = project(z, y, w0, BLOCK, HC, PRECISION)
         hat, u, d_u = _hidden_bwd(product, d_out, w1, p_affine, b, i_hidden, HIDDEN, BLOCK, HC, SLOPE, PRECISION)
@@ -158,10 +156,10 @@ def _nca_weights_bwd_kernel__hidden(
         tl.store(p_row + C + o[None, :], d_w0_y, mask=is_hidden[:, None] & (o < FC)[None, :])
 
 
-@triton.jit(do_not_specialize=PLAIN_NUMBERS)
+@triton.jit(do_not_specialize=["STEP"])
 def _nca_cells_bwd_kernel__cells(
-    p_seen, p_y, p_d_out, p_d_seen, p_centre, p_affine, p_w0, p_w1, p_list, p_counts, CELLS, H, W, SEED, STEP,
-    FIRST_SAMPLE, THRESHOLD, ORIGIN_D, ORIGIN_H, ORIGIN_W, EXTENT_H, C: tl.constexpr, FC: tl.constexpr,
+    p_seen, p_y, p_d_out, p_d_seen, p_centre, p_affine, p_w0, p_w1, p_list, p_counts, p_draw, STEP, CELLS, H, W,
+    C: tl.constexpr, FC: tl.constexpr,
     CP: tl.constexpr, FCP: tl.constexpr, HIDDEN: tl.constexpr, FROZEN: tl.constexpr, BLOCK: tl.constexpr,
     HC: tl.constexpr, SLOPE: tl.constexpr, HAS_NORM: tl.constexpr, LISTED: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
@@ -171,10 +169,10 @@ def _nca_cells_bwd_kernel__cells(
     b, cell, exists, has_work = tile_cells(p_list, p_counts, CELLS, BLOCK, LISTED)
 
     if has_work:
+        draw = load_draw(p_draw, STEP, b)
         z, y = _load_features(p_seen, p_y, p_centre, b, cell, exists, CELLS, C, FC, CP, FCP, HAS_NORM, DTYPE)
         d_out = _load_output_gradient(
-            p_d_out, b, cell, exists, CELLS, H, W, SEED, STEP, FIRST_SAMPLE, THRESHOLD, ORIGIN_D, ORIGIN_H, ORIGIN_W,
-            EXTENT_H, C, CP, FROZEN, LISTED, DTYPE,
+            p_d_out, draw, b, cell, exists, CELLS, H, W, C, CP, FROZEN, LISTED, DTYPE
         )  # fmt: skip
         d_z = tl.zeros((BLOCK, CP), tl.float32)
         d_y = tl.zeros((BLOCK, FCP), tl.float32)

@@ -9,26 +9,9 @@ sum there, without a bias.
 import triton
 import triton.language as tl
 
-from ncakern.backends.triton.common import activate, fires_in_quads, matmul, split, to_storage
+from ncakern.backends.triton.common import activate, matmul, split, to_storage
+from ncakern.backends.triton.draw import load_draw, tile_fires
 from ncakern.backends.triton.march import add_plane, filter_sums, load_cells, rotate, tile_start, zeros
-
-
-@triton.jit
-def _load_draw(p_draw, STEP, b):
-    """What names the random stream: seed, step, sample, threshold, first row, rows of a plane, first group."""
-    step = tl.load(p_draw + 1) + STEP
-    sample = tl.load(p_draw + 2) + b
-    rest = (tl.load(p_draw + 3), tl.load(p_draw + 4), tl.load(p_draw + 5), tl.load(p_draw + 6))
-    return (tl.load(p_draw), step, sample) + rest
-
-
-@triton.jit
-def _fires(draw, d, h0, quad0, TH: tl.constexpr, TW: tl.constexpr):
-    """Which cells of the tile's plane d fire: [TH * TW]. quad0: number of quads left of the tile."""
-    quad = tl.arange(0, TH * TW // 4)
-    row = draw[4] + draw[5] * d + (h0 + quad // (TW // 4))
-    group = draw[6] + (quad0 + quad % (TW // 4))
-    return fires_in_quads(draw[0], draw[1], draw[2], draw[3], row, group, TH * TW)
 
 
 @triton.jit
@@ -107,7 +90,7 @@ def _nca_step_fwd_kernel__small(
         p_w0 += b * ((1 + F) * CP * HP)
         p_b0 += b * HP
 
-    draw = _load_draw(p_draw, STEP, b)
+    draw = load_draw(p_draw, STEP, b)
     high, low, b0 = (), (), ()
     for i in tl.static_range(NUM_CHUNKS):
         part = _split_weights(p_w0, p_w1, i, HP, CP, F, HC, PRECISION)
@@ -131,7 +114,7 @@ def _nca_step_fwd_kernel__small(
                     u = matmul(y[f], high[i * (2 + F) + 1 + f], low[i * (2 + F) + 1 + f], u, PRECISION)
                 active = activate(u + b0[i][None, :], SLOPE)
                 delta = matmul(active, high[i * (2 + F) + 1 + F], low[i * (2 + F) + 1 + F], delta, PRECISION)
-            fire = _fires(draw, d, h0, (w0 - W_START) // 4, TH, TW)
+            fire = tile_fires(draw, d, h0, (w0 - W_START) // 4, TH, TW)
             moves = fire[:, None] & (c >= FROZEN)[None, :]
 
             before = tl.load(p_state + o_plane + o_store, mask=m_store, other=0.0)

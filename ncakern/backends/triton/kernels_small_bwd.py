@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ncakern.backends.triton.common import activate, activate_bwd, matmul, pad_entry, pad_index, pad_shows, split
-from ncakern.backends.triton.kernels_small import _fires, _load_draw
+from ncakern.backends.triton.draw import load_draw, tile_fires
 from ncakern.backends.triton.march import add_plane, filter_sums, load_cells, rotate, store_cells, tile_start, zeros
 
 
@@ -80,7 +80,7 @@ def _nca_cells_bwd_kernel__small(
     p_vectors += b * 5 * HP
     p_center += b * (1 + F) * CP
 
-    draw = _load_draw(p_draw, STEP, b)
+    draw = load_draw(p_draw, STEP, b)
     nothing = tl.zeros((BM, CP), tl.float32)
     sum_weights = zeros(2 + F, HC, CP)
     sum_g, sum_gt = tl.zeros((HC,), tl.float32), tl.zeros((HC,), tl.float32)
@@ -104,7 +104,7 @@ def _nca_cells_bwd_kernel__small(
                         centred = centred + (v[n] - tl.load(p_center + n * CP + c)[None, :],)
                     v = centred
                 d_out = load_cells(p_d_out + o_plane, o_cell, in_plane, C, CP, False)
-                fire = _fires(draw, d, h0, (w_left - W_START) // 4, TH, TW)
+                fire = tile_fires(draw, d, h0, (w_left - W_START) // 4, TH, TW)
                 d_delta = tl.where(fire[:, None] & (c >= FROZEN)[None, :], d_out, 0.0)
 
                 d_v = zeros(1 + F, BM, CP)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ncakern._env import read_env
 from ncakern._spec import RolloutSpec
-from ncakern.backends.triton import launch_large, launch_small
+from ncakern.backends.triton import graphs, launch_large, launch_small
+from ncakern.backends.triton.draw import NUM_WORDS, write_draw
 from ncakern.backends.triton.step import Rollout, Sums, stats_width
 from ncakern.backends.triton.tiles import is_small
 
@@ -30,36 +31,80 @@ _TENSORS = (
 
 
 def fwd(
-    state: Tensor, *others: Tensor | None, steps: int, keep_every: int, keep: bool, **keywords: Any
+    state: Tensor,
+    *others: Tensor | None,
+    spec: RolloutSpec,
+    steps: int,
+    keep_every: int,
+    keep: bool,
+    **stream: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``ncakern/backends/__init__.py``."""
-    rollout = _describe(state, others, **keywords)
+    with _on_device(state):
+        draw, left = _write_draw(state, spec, **stream)
+        call: dict[str, Any] = {"spec": spec, "left": left, "steps": steps}
+        if graphs.is_wanted(state, keep=keep):
+            out = _fwd_from_graph(state, others, draw, **call)
+            return out, state.new_empty((0, *state.shape)), _no_stats(state)
+        return _fwd(state, others, draw, keep_every=keep_every, keep=keep, **call)
+
+
+def _fwd_from_graph(state: Tensor, others: tuple[Tensor | None, ...], draw: Tensor, **call: Any) -> Tensor:
+    """The result alone. The key names the layout of all tensors, and what is read from elsewhere."""
+    is_given = [other is not None for other in others]
+    given = [other for other in others if other is not None]
+
+    def run(draw: Tensor, state: Tensor, *given: Tensor) -> Tensor:
+        tensors = iter(given)
+        others = tuple(next(tensors) if is_one else None for is_one in is_given)
+        return _fwd(state, others, draw, keep_every=1, keep=False, **call)[0]
+
+    shapes = tuple((tensor.shape, tensor.dtype) for tensor in (state, *given))
+    key = (shapes, tuple(is_given), *call.values(), _choose_precision(state), graphs.stream_key(state))
+    return graphs.CACHE.run(key, (draw, state, *given), run)
+
+
+def _fwd(
+    state: Tensor,
+    others: tuple[Tensor | None, ...],
+    draw: Tensor,
+    *,
+    spec: RolloutSpec,
+    left: int,
+    steps: int,
+    keep_every: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rollout = _describe(state, others, spec=spec, draw=draw, left=left)
     num_kept = max(0, -(-steps // keep_every) - 1) if keep else 0
     out, kept = state.new_empty(state.shape), state.new_empty((num_kept, *state.shape))
-    width = stats_width(rollout.hidden, rollout.features)
+    shape = (rollout.groups, stats_width(rollout.hidden, rollout.features))
     keeps_stats = keep and rollout.groups > 0
-    stats = state.new_empty((steps, rollout.groups, width) if keeps_stats else (0, 0, 0), dtype=torch.float64)
+    stats = state.new_empty((steps, *shape), dtype=torch.float64) if keeps_stats else _no_stats(state)
     if not state.numel():
         return out, kept, stats
 
     scratch = [torch.empty_like(state) for _ in range(min(2, steps - 1 - num_kept))]
-    one_step = state.new_empty((rollout.groups, width), dtype=torch.float64) if rollout.groups else None
-    with _on_device(state):
-        family = _choose_family(rollout)
-        packed = family.pack(rollout)
-        current = state
-        for index in range(steps):
-            done = index + 1
-            if done == steps:
-                target = out
-            elif num_kept and done % keep_every == 0:
-                target = kept[done // keep_every - 1]
-            else:
-                target = next(buffer for buffer in scratch if buffer is not current)
-            row = stats[index] if keeps_stats else one_step
-            family.step_fwd(rollout, packed, index, current, target, row, has_stats=False)
-            current = target
+    one_step = state.new_empty(shape, dtype=torch.float64) if rollout.groups else None
+    family = _choose_family(rollout)
+    packed = family.pack(rollout)
+    current = state
+    for index in range(steps):
+        done = index + 1
+        if done == steps:
+            target = out
+        elif num_kept and done % keep_every == 0:
+            target = kept[done // keep_every - 1]
+        else:
+            target = next(buffer for buffer in scratch if buffer is not current)
+        row = stats[index] if keeps_stats else one_step
+        family.step_fwd(rollout, packed, index, current, target, row, has_stats=False)
+        current = target
     return out, kept, stats
+
+
+def _no_stats(state: Tensor) -> Tensor:
+    return state.new_empty((0, 0, 0), dtype=torch.float64)
 
 
 def bwd(
@@ -68,16 +113,18 @@ def bwd(
     kept: Tensor,
     stats: Tensor,
     *others: Tensor | None,
+    spec: RolloutSpec,
     steps: int,
     keep_every: int,
-    **keywords: Any,
+    **stream: Any,
 ) -> tuple[Tensor | None, ...]:
     """See ``ncakern/backends/__init__.py``."""
-    rollout = _describe(state, others, **keywords)
-    sums = Sums.zeros(rollout)
     d_state = d_out.float()
-    if state.numel():
-        with _on_device(state):
+    with _on_device(state):
+        draw, left = _write_draw(state, spec, **stream)
+        rollout = _describe(state, others, spec=spec, draw=draw, left=left)
+        sums = Sums.zeros(rollout)
+        if state.numel():
             family = _choose_family(rollout)
             packed = family.pack(rollout)
             replayed = [torch.empty_like(state) for _ in range(min(keep_every, steps) - 1)]
@@ -96,7 +143,20 @@ def bwd(
     return (d_state.to(state.dtype, copy=True), *gradients)
 
 
-def _describe(state: Tensor, others: tuple[Tensor | None, ...], *, spec: RolloutSpec, **keywords: Any) -> Rollout:
+def _write_draw(
+    state: Tensor, spec: RolloutSpec, *, origin: tuple[int, ...], extent: tuple[int, ...], **stream: int
+) -> tuple[Tensor, int]:
+    """The words of the random stream on the device, and `Rollout.left`."""
+    is_2d = len(origin) == 2
+    first, sizes = _with_middle(origin, 0, is_2d), _with_middle(extent, 1, is_2d)
+    draw = state.new_empty(NUM_WORDS, dtype=torch.int64)
+    write_draw(draw, spec=spec, origin=first, extent=sizes, **stream)
+    return draw, first[2] % 4
+
+
+def _describe(
+    state: Tensor, others: tuple[Tensor | None, ...], *, spec: RolloutSpec, draw: Tensor, left: int
+) -> Rollout:
     """The arguments as the kernel families take them: three axes, (H, W) as (H, 1, W)."""
     tensors: dict[str, Any] = dict(zip(_TENSORS, (None if t is None else t.detach() for t in others), strict=True))
     weight, hidden_weight, seen = (tensors[name] for name in ("perceive_weight", "hidden_weight", "perceive_from"))
@@ -115,13 +175,12 @@ def _describe(state: Tensor, others: tuple[Tensor | None, ...], *, spec: Rollout
         filters=weight.shape[0],
         hidden=hidden_weight.shape[0],
         kernel=kernel,
-        origin=_with_middle(keywords.pop("origin"), 0, is_2d),
-        extent=_with_middle(keywords.pop("extent"), 1, is_2d),
+        draw=draw,
+        left=left,
         precision=_choose_precision(state),
         programs=_choose_programs(state),
         dtype=state.dtype,
         **tensors,
-        **keywords,
     )
 
 

@@ -20,7 +20,7 @@ from ncakern.backends.triton.common import num_entries
 from ncakern.backends.triton.step import Rollout, Sums
 from ncakern.backends.triton.tiles import round_up
 from ncakern.backends.triton.tiles_large import LargeTile, choose_large_tile, num_splits
-from ncakern.backends.triton.work_list import firing_numbers, work_list
+from ncakern.backends.triton.work_list import work_list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,9 @@ def _operands(rollout: Rollout, precision: str) -> Operands:
             "DTYPE": triton.language.bfloat16 if is_short else triton.language.float32,
             "PRECISION": "ieee" if is_short else precision,
         },
-        tile=choose_large_tile(rollout.channels, outputs, rollout.hidden, precision=precision),
+        tile=choose_large_tile(
+            rollout.channels, outputs, rollout.hidden, precision=precision, has_norm=rollout.spec.norm != "none"
+        ),
     )
 
 
@@ -120,7 +122,7 @@ def step_bwd(
     affine = torch.cat((affine, none), 1)  # [B, 6, h]
     listed, counts = work_list(rollout, index, state.device)
     y = _perceive(rollout, packed, seen, listed, counts)
-    cells = _Cells(rollout, packed, firing_numbers(rollout, index), seen, y, d_out, centre, listed, counts)
+    cells = _Cells(rollout, packed, index, seen, y, d_out, centre, listed, counts)
 
     d_affine, d_w1, d_w0 = cells.sum_weights(affine, is_listed=True, has_d_w0=not has_norm)
     if has_norm:
@@ -233,7 +235,7 @@ class _Cells:
 
     rollout: Rollout
     packed: Packed
-    firing: tuple[int, ...]
+    index: int
     seen: Tensor
     y: Tensor
     d_out: Tensor
@@ -244,7 +246,7 @@ class _Cells:
     def sum_weights(self, affine: Tensor, *, is_listed: bool, has_d_w0: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """``d_affine [B, 2, h]``, ``d_w1 [h, C]``, both from listed cells only, and ``d_w0 [h, V]``; all float64."""
         rollout, packed, bwd = self.rollout, self.packed, self.packed.bwd
-        tile = bwd.tile.weights
+        tile = bwd.tile.weights if is_listed else bwd.tile.all_weights
         chunks = -(-rollout.hidden // tile["HC"])
         splits = num_splits(chunks * rollout.batch, rollout.cells, tile["BLOCK"])
         parts = rollout.batch * splits
@@ -257,7 +259,7 @@ class _Cells:
         d_w0 = new(parts, rollout.hidden, rollout.features) if has_d_w0 else d_w1
         backward._nca_weights_bwd_kernel__hidden[(parts * chunks,)](
             self.seen, self.y, self.d_out, self.centre, affine, bwd.w0, bwd.w1, d_w0, d_w1, d_affine, self.listed,
-            self.counts, rollout.cells, *rollout.size[1:], *self.firing, splits, HIDDEN=rollout.hidden,
+            self.counts, rollout.draw, self.index, rollout.cells, *rollout.size[1:], splits, HIDDEN=rollout.hidden,
             FROZEN=rollout.spec.frozen_channels, SLOPE=rollout.slope, HAS_NORM=rollout.spec.norm != "none",
             LISTED=is_listed, D_AFFINE=is_listed, D_W0=has_d_w0, **packed.sizes, **bwd.numbers, **tile,
         )  # fmt: skip
@@ -273,8 +275,9 @@ class _Cells:
         has_norm = rollout.spec.norm != "none"
         backward._nca_cells_bwd_kernel__cells[(_num_tiles(rollout, tile["BLOCK"]),)](
             self.seen, self.y, self.d_out, d_seen, self.centre, affine, bwd.w0, bwd.w1, self.listed, self.counts,
-            rollout.cells, *rollout.size[1:], *self.firing, HIDDEN=rollout.hidden, FROZEN=rollout.spec.frozen_channels,
-            SLOPE=rollout.slope, HAS_NORM=has_norm, LISTED=not has_norm, **packed.sizes, **bwd.numbers, **tile,
+            rollout.draw, self.index, rollout.cells, *rollout.size[1:], HIDDEN=rollout.hidden,
+            FROZEN=rollout.spec.frozen_channels, SLOPE=rollout.slope, HAS_NORM=has_norm, LISTED=not has_norm,
+            **packed.sizes, **bwd.numbers, **tile,
         )  # fmt: skip
 
 

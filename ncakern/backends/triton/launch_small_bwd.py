@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ncakern._spec import NORM_EPS
 from ncakern.backends.triton import kernels_small_bwd as kernels
 from ncakern.backends.triton.common import num_entries
-from ncakern.backends.triton.pack_small import Packed, fold, modulation, unpack_stats
+from ncakern.backends.triton.norm_small import fold_bwd, write_means
+from ncakern.backends.triton.pack_small import Packed, modulation
 from ncakern.backends.triton.step import Rollout, Sums
 from ncakern.backends.triton.tiles import Tile, parts
 
@@ -41,47 +43,38 @@ class _Cells:
         self.d_seen = torch.empty_like(d_out)
         self.d_y = d_out.new_empty((rollout.filters, *d_out.shape))
         self.y = torch.empty_like(self.d_y) if stats is None else self.d_y
-        features, padded_channels, padded_hidden = packed.w0.shape
-        self.vectors = packed.w0.new_zeros(rollout.batch, 5, padded_hidden)  # b0, a, s, c1, c2
-        self.center = packed.w0.new_zeros(rollout.batch, features, padded_channels)
-
-        scale, shift = modulation(rollout)
+        self.rstd: Tensor | None = None
         if stats is None:
-            self.w0, self.rstd, rows = packed.w0[None], None, (packed.bias, scale, shift)
+            self._set_without_norm()
         else:
-            assert rollout.norm_weight is not None and rollout.norm_bias is not None
-            mean, self.rstd, center = unpack_stats(rollout, stats)
-            b0 = self.rstd * (center @ rollout.hidden_weight.double().t() - mean)
-            self.w0, _ = fold(packed.w0, self.rstd, b0)
-            self.center[..., : rollout.channels] = center.reshape(-1, features, rollout.channels)
-            rows = (b0, scale * rollout.norm_weight, scale * rollout.norm_bias + shift)
-        for row, values in enumerate(rows):
-            self.vectors[:, row, : rollout.hidden] = values
-        self.a = self.vectors[:, 1, : rollout.hidden].double()  # [B, h]
+            self.rstd = torch.rsqrt(stats[:, rollout.hidden : 2 * rollout.hidden] + NORM_EPS)  # [groups, h]
+            self.w0, self.vectors, self.center = fold_bwd(rollout, packed, stats)
+
+    def _set_without_norm(self) -> None:
+        self.w0 = self.packed.w0[None]
+        features, padded_channels, padded_hidden = self.packed.w0.shape
+        self.center = self.w0.new_zeros(self.rollout.batch, features, padded_channels)
+        self.vectors = self.w0.new_zeros(self.rollout.batch, 5, padded_hidden)  # b0, a, s, c1, c2
+        for row, values in enumerate((self.packed.bias, *modulation(self.rollout))):
+            self.vectors[:, row, : self.rollout.hidden] = values
 
     def run(self, sums: Sums) -> None:
         """Write d_seen and d_y, and add to sums all but the gradients of the filters."""
         tiles = self.packed.tiles
         if self.rstd is None:
             self._launch(tiles.cells, cells=True, stores_y=True)
-            g, gt, d_weights = self._launch(tiles.weights, sums=True, weights=True, loads_y=True)
+            parts = self._launch(tiles.weights, sums=True, weights=True, loads_y=True)
+            g, gt = parts[..., : 2 * self.packed.w0.shape[-1]].sum(1, dtype=torch.float64).chunk(2, 1)
+            g, gt = g[:, : self.rollout.hidden], gt[:, : self.rollout.hidden]
         else:
-            g, gt, _ = self._launch(tiles.sums, sums=True, stores_y=True)
-            self._set_means(g, gt)
+            parts = self._launch(tiles.sums, sums=True, stores_y=True)
+            g, gt = write_means(self.rollout, self.packed, parts, self.vectors)
             if tiles.joins_backward(self.packed.w0.shape[-1]):
-                _, _, d_weights = self._launch(tiles.cells, cells=True, weights=True, loads_y=True)
+                parts = self._launch(tiles.cells, cells=True, weights=True, loads_y=True)
             else:
-                _, _, d_weights = self._launch(tiles.weights, weights=True, loads_y=True)
+                parts = self._launch(tiles.weights, weights=True, loads_y=True)
                 self._launch(tiles.cells, cells=True, loads_y=True)
-        self._add(sums, g, gt, d_weights)
-
-    def _set_means(self, g: Tensor, gt: Tensor) -> None:
-        """c1 and c2: the means of a g and of a g t over a group's cells."""
-        rollout = self.rollout
-        cells = rollout.cells * rollout.batch // rollout.groups
-        for row, total in ((3, g), (4, gt)):
-            summed = (self.a * total).reshape(rollout.groups, -1, rollout.hidden).sum(1)
-            self.vectors[:, row, : rollout.hidden] = summed / cells
+        self._add(sums, g, gt, self._sum_weights(parts))
 
     def _launch(
         self,
@@ -92,28 +85,32 @@ class _Cells:
         weights: bool = False,
         loads_y: bool = False,
         stores_y: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One launch; the sums of g and g t, [B, h], and of the weights' gradients, [B, 2 + F, h, C], float64."""
+    ) -> Tensor:
+        """One launch; what its programs summed, [B, programs, 2 HP + (2 + F) HP CP]."""
         rollout, packed = self.rollout, self.packed
         features, padded_channels, padded_hidden = packed.w0.shape
         sizes = packed.grid(rollout, tile)
         programs = parts(sizes[5], shares=rollout.batch, programs=rollout.programs)
         num_chunks = padded_hidden // tile.chunk
         chunks = num_chunks if cells else 1
-        widths = (padded_hidden, padded_hidden, (1 + features) * padded_hidden * padded_channels)
-        part_sums = packed.w0.new_empty(rollout.batch * programs, sum(widths))
+        width = 2 * padded_hidden + (1 + features) * padded_hidden * padded_channels
+        part_sums = packed.w0.new_empty(rollout.batch, programs, width)
         kernels._nca_cells_bwd_kernel__small[(rollout.batch * programs, num_chunks // chunks)](
             self.seen, self.y, self.d_out, self.d_seen, self.d_y, packed.filters, self.w0, packed.w1, self.vectors,
-            self.center, part_sums, packed.draw, self.index, *sizes, HC=tile.chunk, TH=tile.rows, TW=tile.columns,
+            self.center, part_sums, rollout.draw, self.index, *sizes, HC=tile.chunk, TH=tile.rows, TW=tile.columns,
             FROZEN=rollout.spec.frozen_channels, SLOPE=rollout.slope, PROGRAMS=programs,
             PER_SAMPLE=self.w0.shape[0] > 1, HAS_SEEN=rollout.perceive_from is not None,
             HAS_NORM=self.rstd is not None, CHUNKS=chunks, SUMS=sums, CELLS=cells, WEIGHTS=weights, LOADS_Y=loads_y,
             STORES_Y=stores_y, num_warps=tile.warps, **packed.network,
         )  # fmt: skip
-        per_sample = part_sums.reshape(rollout.batch, programs, -1)
-        g, gt, d_weights = (part.sum(1, dtype=torch.float64) for part in per_sample.split(widths, dim=2))
-        d_weights = d_weights.reshape(rollout.batch, 1 + features, padded_hidden, padded_channels)
-        return g[:, : rollout.hidden], gt[:, : rollout.hidden], d_weights[:, :, : rollout.hidden, : rollout.channels]
+        return part_sums
+
+    def _sum_weights(self, parts: Tensor) -> Tensor:
+        """The gradients of w0 and w1 of each sample, [B, 2 + F, h, C], float64."""
+        features, padded_channels, padded_hidden = self.packed.w0.shape
+        summed = parts[..., 2 * padded_hidden :].sum(1, dtype=torch.float64)
+        summed = summed.reshape(-1, 1 + features, padded_hidden, padded_channels)
+        return summed[:, :, : self.rollout.hidden, : self.rollout.channels]
 
     def _add(self, sums: Sums, g: Tensor, gt: Tensor, d_weights: Tensor) -> None:
         """The gradients that follow from the sums of a launch."""
@@ -122,7 +119,7 @@ class _Cells:
         sums.out_weight += d_weights[:, -1].sum(0).t()
         d_w0 = d_weights[:, :-1]  # [B, 1 + F, h, C]
         if self.rstd is None:
-            d_bias = (self.a * g).sum(0)
+            d_bias = (scale * g).sum(0)
             sums.hidden_bias += d_bias
             sums.hidden_weight += d_w0.sum(0).movedim(0, 1).flatten(1)
             # v of the kernel is without perceive_bias.

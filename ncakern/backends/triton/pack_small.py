@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ncakern._spec import NORM_EPS
 from ncakern.backends.triton.step import Rollout
 from ncakern.backends.triton.tiles import Tile, Tiles, choose_tiles, round_up
 
@@ -21,9 +20,7 @@ class Packed:
     w0: Tensor  # [1 + F, CP, HP]
     w1: Tensor  # [HP, CP]
     bias: Tensor  # [h], float64: hidden_bias with perceive_bias folded in
-    draw: Tensor  # int64, see kernels_small._load_draw
     folded: tuple[Tensor, Tensor] | None  # w0 and b0 of the forward kernel, if no norm changes them
-    left: int  # cells left of the first one in its group of four that share a Philox call
     tiles: Tiles
     perception: dict[str, Any]  # constants of every kernel
     network: dict[str, Any]  # constants of those with hidden units
@@ -31,7 +28,7 @@ class Packed:
     def grid(self, rollout: Rollout, tile: Tile) -> tuple[int, ...]:
         """The sizes as the kernels with hidden units take them: D, H, W, W_START, LD, NUM_TILES, Y_STRIDE."""
         cells = rollout.batch * rollout.cells * rollout.channels
-        return (*rollout.size, -self.left, tile.planes, tile.count(rollout.size, left=self.left), cells)
+        return (*rollout.size, -rollout.left, tile.planes, tile.count(rollout.size, left=rollout.left), cells)
 
 
 def pack(rollout: Rollout) -> Packed:
@@ -53,13 +50,12 @@ def pack(rollout: Rollout) -> Packed:
         scale, shift = modulation(rollout)
         folded = fold(w0, scale, scale * bias + shift)
 
-    left = rollout.origin[2] % 4
     tiles = choose_tiles(
         rollout.size,
         rollout.kernel,
         features=features * padded_channels,
         padded_hidden=padded_hidden,
-        left=left,
+        left=rollout.left,
         batch=rollout.batch,
         programs=rollout.programs,
         precision=rollout.precision,
@@ -73,20 +69,11 @@ def pack(rollout: Rollout) -> Packed:
         w0=w0,
         w1=w1,
         bias=bias,
-        draw=_draw(rollout),
         folded=folded,
-        left=left,
         tiles=tiles,
         perception=perception,
         network=perception | {"HP": padded_hidden, "PRECISION": rollout.precision},
     )
-
-
-def _draw(rollout: Rollout) -> Tensor:
-    first_row = rollout.origin[0] * rollout.extent[1] + rollout.origin[1]
-    where = (first_row, rollout.extent[1], rollout.origin[2] >> 2)
-    words = (rollout.seed, rollout.first_step, rollout.first_sample, rollout.threshold, *where)
-    return torch.tensor(words, dtype=torch.int64).to(rollout.hidden_weight.device)
 
 
 def modulation(rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -102,18 +89,3 @@ def fold(w0: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     padding = (0, w0.shape[-1] - bias.shape[-1])
     wide_scale, b0 = (torch.nn.functional.pad(t.to(w0.dtype), padding) for t in (scale, bias))
     return (w0 * wide_scale[:, None, None, :]).contiguous(), b0.contiguous()
-
-
-def unpack_stats(rollout: Rollout, stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean of u, 1 / its standard deviation and the center of v, each [groups, ...], float64."""
-    mean, variance, center = stats.split((rollout.hidden, rollout.hidden, rollout.features), dim=1)
-    return mean, torch.rsqrt(variance + NORM_EPS), center
-
-
-def fold_norm(rollout: Rollout, packed: Packed, stats: Tensor | None) -> tuple[Tensor, Tensor]:
-    """w0 and b0 such that v @ w0 + b0 is the normalised, scaled and modulated hidden layer."""
-    assert stats is not None and rollout.norm_weight is not None and rollout.norm_bias is not None
-    mean, rstd, _ = unpack_stats(rollout, stats)
-    scale, shift = modulation(rollout)
-    total = scale * rollout.norm_weight * rstd
-    return fold(packed.w0, total, scale * rollout.norm_bias + shift - total * mean)

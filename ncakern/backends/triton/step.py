@@ -22,8 +22,6 @@ from torch import Tensor
 
 from ncakern._spec import LEAKY_SLOPE, RolloutSpec
 
-_MASK32 = 0xFFFFFFFF
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
@@ -50,11 +48,8 @@ class Rollout:
     perceive_from: Tensor | None  # [B, D, H, W, C], dtype of the state
     scale: Tensor | None  # [B, h]
     shift: Tensor | None  # [B, h]
-    seed: int
-    first_step: int
-    first_sample: int
-    origin: tuple[int, int, int]
-    extent: tuple[int, int, int]
+    draw: Tensor  # int64, the words of draw.py
+    left: int  # cells left of the first one in its group of four that share a Philox call
     precision: str  # of products: "tf32x3", "tf32" or "ieee"
     programs: int = 1  # programs of a kernel that keep the device busy
     dtype: torch.dtype  # of the state
@@ -75,18 +70,9 @@ class Rollout:
         return {"none": 0, "batch": 1, "instance": self.batch}[self.spec.norm]
 
     @property
-    def threshold(self) -> int:
-        """A cell fires if its Philox word is below this number, which does not fit in 32 bits at rate 1."""
-        return int(self.spec.fire_rate * 2**32)
-
-    @property
     def slope(self) -> float:
         """Of the activation below zero."""
         return LEAKY_SLOPE if self.spec.activation == "leaky_relu" else 0.0
-
-    def step(self, index: int) -> int:
-        """The step word of the Philox counter."""
-        return (self.first_step + index) & _MASK32
 
 
 def stats_width(hidden: int, features: int) -> int:

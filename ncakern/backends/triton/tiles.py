@@ -104,11 +104,11 @@ def choose_tiles(
         shape = {"left": left, "batch": batch, "programs": programs}
         return choose_tile(size, kernel, cells=min(cells, most), chunk=min(chunk, padded_hidden), **shape)
 
-    wide = 32 if is_split else 64
+    wide = 32 if is_split or features > 32 else 64
     return Tiles(
         fwd=tile(32 if is_deep else 64, 32),
         sums=tile(32, 64) if is_deep else tile(64, wide),
-        weights=tile(32 if is_split or has_16_bits else 64, wide),
+        weights=tile(32 if is_split or has_16_bits else 64, 16 if is_split and features > 32 else wide),
         cells=tile(32 if is_split else 64, 32) if is_deep else tile(64, wide),
     )
 

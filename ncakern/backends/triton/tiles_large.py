@@ -17,10 +17,12 @@ _MAX_SPLITS = 256
 # (cells, hidden units, loop stages) by kernel and precision: the largest without spills for 64 channels, 2 dense
 # filters and 512 hidden units without a norm, compiled for sm_90 with Triton 3.9 and 8 warps. Three TF32 products take
 # twice the registers: twice the cells spill 36 instructions in "cells", and 1617 on sm_80 in "gather". With a norm,
-# "weights" spills 50 to 184 instructions. None of them has been timed.
+# the tiles of "weights" would spill 50 to 192. None of them has been timed.
 _TILES = {
     "fwd": {"bf16": (128, 64, 2), "tf32": (128, 32, 2), "tf32x3": (64, 16, 2)},
     "weights": {"tf32": (32, 32, 1), "tf32x3": (16, 64, 1)},
+    "norm_weights": {"tf32": (16, 64, 1)},  # likewise with a norm, in any precision
+    "all_weights": {"tf32": (16, 32, 1)},
     "cells": {"tf32": (64, 16, 2), "tf32x3": (16, 32, 2)},
     "gather": {"tf32": (64, 16, 2), "tf32x3": (32, 16, 2)},
 }
@@ -32,6 +34,7 @@ class LargeTile:
 
     fwd: dict[str, Any]
     weights: dict[str, Any]
+    all_weights: dict[str, Any]  # with a norm, of w0, which feels all cells and needs more registers
     cells: dict[str, Any]
     filters: dict[str, Any]
     gather: dict[str, Any]
@@ -48,7 +51,7 @@ def why_not(*, channels: int, filters: int, cells: int) -> str | None:
     return None
 
 
-def choose_large_tile(channels: int, outputs: int, hidden: int, *, precision: str) -> LargeTile:
+def choose_large_tile(channels: int, outputs: int, hidden: int, *, precision: str, has_norm: bool) -> LargeTile:
     """Tiles for C channels and F * C outputs: those of `_TILES`, or less where a block gets too wide.
 
     precision: "bf16" (the forward pass only), or of float32 numbers: "tf32", "tf32x3" or "ieee".
@@ -71,7 +74,8 @@ def choose_large_tile(channels: int, outputs: int, hidden: int, *, precision: st
     del gather["HC"]  # it meets no hidden units
     return LargeTile(
         fwd=tile("fwd") | {"CT": taken if kind == "bf16" else min(taken, 32)},
-        weights=tile("weights"),
+        weights=tile("norm_weights" if has_norm else "weights"),
+        all_weights=tile("all_weights"),
         cells=tile("cells"),
         filters={"BLOCK": 64, "CT": taken, "FCT": min(round_up(outputs), 128), "STAGES": 2} | options,
         gather=gather,

@@ -10,40 +10,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ncakern.backends.triton.common import fires
+from ncakern.backends.triton.draw import cells_fire, load_draw
 from ncakern.backends.triton.step import Rollout
 
 _BLOCK = 1024
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-# Numbers that differ from call to call: no variant of a kernel is worth compiling for them.
-PLAIN_NUMBERS = ("SEED", "STEP", "FIRST_SAMPLE", "THRESHOLD", "ORIGIN_D", "ORIGIN_H", "ORIGIN_W", "EXTENT_H")
 
 
-@triton.jit
-def cells_fire(
-    b, cell, H, W, SEED, STEP, FIRST_SAMPLE, THRESHOLD, ORIGIN_D, ORIGIN_H, ORIGIN_W, EXTENT_H
-):  # fmt: skip
-    """Which cells of sample b fire: one bool for each number in cell."""
-    plane = (cell // W // H).to(tl.int64) + ORIGIN_D
-    row = plane * EXTENT_H + (cell // W % H + ORIGIN_H)
-    return fires(SEED, STEP, FIRST_SAMPLE + b, THRESHOLD, row, cell % W + ORIGIN_W)
-
-
-@triton.jit(do_not_specialize=PLAIN_NUMBERS)
+@triton.jit(do_not_specialize=["STEP"])
 def _nca_work_list_fwd_kernel(
     p_ends,
     p_list,
+    p_draw,
+    STEP,
     CELLS,
     H,
     W,
-    SEED,
-    STEP,
-    FIRST_SAMPLE,
-    THRESHOLD,
-    ORIGIN_D,
-    ORIGIN_H,
-    ORIGIN_W,
-    EXTENT_H,
     FILL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -54,10 +36,7 @@ def _nca_work_list_fwd_kernel(
     num_blocks = tl.cdiv(CELLS, BLOCK)
     b, i = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
     cell = i * BLOCK + tl.arange(0, BLOCK)
-    does = cells_fire(
-        b, cell, H, W, SEED, STEP, FIRST_SAMPLE, THRESHOLD, ORIGIN_D, ORIGIN_H, ORIGIN_W, EXTENT_H
-    )  # fmt: skip
-    does = does & (cell < CELLS)
+    does = cells_fire(load_draw(p_draw, STEP, b), cell, H, W) & (cell < CELLS)
     count = tl.sum(does.to(tl.int32), 0)
 
     if FILL:
@@ -68,26 +47,14 @@ def _nca_work_list_fwd_kernel(
         tl.store(p_ends + tl.program_id(0), count)
 
 
-def firing_numbers(rollout: Rollout, index: int) -> tuple[int, ...]:
-    """What `cells_fire` takes from SEED on, for step ``index``."""
-    return (
-        rollout.seed,
-        rollout.step(index),
-        rollout.first_sample,
-        rollout.threshold,
-        *rollout.origin,
-        rollout.extent[1],
-    )
-
-
 def work_list(rollout: Rollout, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Firing cells of step ``index``: their numbers, int32 ``[B, cells]``, of which the first ``count[b]`` are set."""
     num_blocks = -(-rollout.cells // _BLOCK)
     blocks = torch.empty((rollout.batch, num_blocks), dtype=torch.int32, device=device)
     listed = torch.empty((rollout.batch, rollout.cells), dtype=torch.int32, device=device)
-    sizes = (rollout.cells, *rollout.size[1:], *firing_numbers(rollout, index))
+    stream = (rollout.draw, index, rollout.cells, *rollout.size[1:])
     grid = (rollout.batch * num_blocks,)
-    _nca_work_list_fwd_kernel[grid](blocks, listed, *sizes, FILL=False, BLOCK=_BLOCK, **_OPTIONS)
+    _nca_work_list_fwd_kernel[grid](blocks, listed, *stream, FILL=False, BLOCK=_BLOCK, **_OPTIONS)
     ends = blocks.cumsum(1, dtype=torch.int32)
-    _nca_work_list_fwd_kernel[grid](ends, listed, *sizes, FILL=True, BLOCK=_BLOCK, **_OPTIONS)
+    _nca_work_list_fwd_kernel[grid](ends, listed, *stream, FILL=True, BLOCK=_BLOCK, **_OPTIONS)
     return listed, ends[:, -1].contiguous()

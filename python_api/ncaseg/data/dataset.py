@@ -11,6 +11,8 @@ from nibabel.filebasedimages import ImageFileError
 
 from ncaseg.config import DataConfig
 from ncaseg.data.index import Case
+from ncaseg.data.resample import resize_back, resize_image, resize_mask
+from ncaseg.levels import Triple
 
 AFFINE_TOLERANCE = 1e-3  # mm; well above the rounding of NIfTI's float32 geometry, well below a voxel
 
@@ -19,8 +21,9 @@ AFFINE_TOLERANCE = 1e-3  # mm; well above the rounding of NIfTI's float32 geomet
 class Volume:
     """One loaded case.
 
-    ``image`` is float32 ``[C_in, *S]`` in [0, 1] on the grid of the network (zero-padded at the end of each axis where
-    the recipe has a size); ``label`` is int64 on the native grid with the file's own values, or None.
+    ``image`` is float32 ``[C_in, *S]`` in [0, 1] on the grid of the network: the native one, or, where the recipe has a
+    size, zero-padded at the end of each axis or resized (``is_resized``). ``label`` is int64 on the native grid with
+    the file's own values, or None.
     """
 
     id: str
@@ -30,6 +33,23 @@ class Volume:
     affine: np.ndarray
     header: nib.Nifti1Header
     spacing_mm: tuple[float, ...]
+    is_resized: bool = False
+
+    @property
+    def content_size(self) -> tuple[int, ...]:
+        """The part of the network's grid, from its origin on, that holds the image; the rest is padding."""
+        return self.image.shape[1:] if self.is_resized else self.native_size
+
+    def to_content(self, masks: np.ndarray) -> np.ndarray:
+        """Masks ``[C, *S]`` on the native grid, float32, as they lie under the content."""
+        return resize_mask(masks, self.content_size) if self.is_resized else masks
+
+    def to_native(self, values: np.ndarray) -> np.ndarray:
+        """Values ``[..., *S]`` on the network's grid, on the native one."""
+        if self.is_resized:
+            return resize_back(values, self.native_size)
+        x, y, z = self.native_size
+        return values[..., :x, :y, :z]
 
     def require_label(self) -> np.ndarray:
         """The label; ValueError for a case without one."""
@@ -39,9 +59,9 @@ class Volume:
 
 
 def load_case(case: Case, cfg: DataConfig) -> Volume:
-    """Read one case: clip to percentiles, min-max to [0, 1], zero-pad, and clip again if the recipe says so.
+    """Read one case: clip to percentiles, min-max to [0, 1], pad or resize, and clip again if the recipe says so.
 
-    The order is that of M3D-NCA. Axes stay as stored; nothing is resampled or reoriented.
+    The order is that of M3D-NCA. Axes stay as stored; nothing is reoriented.
 
     Raises:
         ValueError: NaN or infinite voxels, a constant image, a missing modality, an image larger than ``cfg.size``, a
@@ -49,8 +69,9 @@ def load_case(case: Case, cfg: DataConfig) -> Volume:
     """
     source, data = _read(case.image)
     image = _select_modalities(data, case, cfg)
+    del data  # large volumes: one copy at a time
     native_size = image.shape[1:]
-    image = np.stack([_normalise(channel, cfg, case) for channel in image])
+    image = _normalise(image, cfg, case)
     return Volume(
         id=case.id,
         image=image,
@@ -59,6 +80,7 @@ def load_case(case: Case, cfg: DataConfig) -> Volume:
         affine=source.affine,
         header=source.header.copy(),
         spacing_mm=tuple(float(z) for z in source.header.get_zooms()[:3]),
+        is_resized=cfg.fit == "resize" and image.shape[1:] != native_size,
     )
 
 
@@ -83,49 +105,102 @@ def pad_end(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 def _read(path: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
     """The image object and its voxels with the file's scaling applied."""
+    source = _open(path)
+    try:
+        return source, np.asarray(source.dataobj)
+    except (ImageFileError, OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def _open(path: Path) -> nib.Nifti1Image:
+    """The image object: geometry, and voxels that are still in the file."""
     try:
         source = nib.load(path)
-        if not isinstance(source, nib.Nifti1Image):
-            raise ImageFileError(f"it is a {type(source).__name__}")
-        return source, np.asarray(source.dataobj)
     except FileNotFoundError:
         raise
     except (ImageFileError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} must be a readable NIfTI file; it is not: {error}") from error
+        raise _unreadable(path, error) from error
+    if not isinstance(source, nib.Nifti1Image):
+        raise _unreadable(path, f"it is a {type(source).__name__}")
+    return source
+
+
+def _unreadable(path: Path, reason: object) -> ValueError:
+    return ValueError(f"{path} must be a readable NIfTI file; it is not: {reason}")
 
 
 def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndarray:
     """``[C_in, *S]`` float32; NIfTI keeps modalities on the fourth axis."""
-    data = data.astype(np.float32)
     if data.ndim not in (3, 4):
         raise ValueError(f"{case.image} must have 3 axes, or 4 with the modalities last; got shape {data.shape}")
     if data.ndim == 3:
         data = data[..., None]
     if max(cfg.modalities) >= data.shape[3]:
         raise ValueError(f"{case.image} has {data.shape[3]} modalities; data.modalities asks for {cfg.modalities}")
-    bad = np.count_nonzero(~np.isfinite(data))
+    # Slice by slice as they lie in the file, so that no second copy of a large volume is made.
+    slices = (data[:, :, z].astype(np.float32) for z in range(data.shape[2]))
+    bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in slices)
     if bad:
         share = f"{bad} of {data.size} voxels are NaN or infinite"
         raise ValueError(f"{case.image} must be finite; {share}. Repair the file or drop the case")
     size = data.shape[:3]
-    if cfg.size and any(have > target for have, target in zip(size, cfg.size, strict=True)):
-        raise ValueError(f"{case.image} of size {size} is larger than data.size {cfg.size} on an axis; enlarge it")
-    return np.ascontiguousarray(data[..., list(cfg.modalities)].transpose(3, 0, 1, 2))
+    for axis, have, target in zip("XYZ", size, grid_size(size, cfg), strict=True):
+        if cfg.fit == "pad" and have > target:
+            both = f"{case.image} of size {size} is larger than data.size {cfg.size} on axis {axis}"
+            raise ValueError(f'{both}; enlarge data.size, or set data.fit="resize"')
+    image = np.empty((len(cfg.modalities), *size), np.float32)
+    for channel, modality in zip(image, cfg.modalities, strict=True):
+        channel[...] = data[..., modality]
+    return image
 
 
-def _normalise(channel: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
-    channel = _clip_min_max(channel, cfg, case)
-    if cfg.size:
-        channel = pad_end(channel, cfg.size)
-    return _clip_min_max(channel, cfg, case) if cfg.clip_again else channel
+def grid_size(native: tuple[int, ...], cfg: DataConfig) -> tuple[int, ...]:
+    """The network's grid for a volume of this size."""
+    return (
+        tuple(want if want > 0 else have for have, want in zip(native, cfg.size, strict=True)) if cfg.size else native
+    )
 
 
-def _clip_min_max(channel: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
+def grid_sizes(cases: Iterable[Case], cfg: DataConfig) -> dict[str, Triple]:
+    """The network's grid for every case, by id: from the headers of the files where the recipe leaves an axis native.
+
+    Raises:
+        ValueError: a header cannot be read, or has fewer than three axes.
+    """
+    found = {}
+    for case in cases:
+        native = (0, 0, 0) if cfg.size and all(cfg.size) else _open(case.image).shape[:3]
+        if len(native) < 3:
+            raise ValueError(f"{case.image} must have 3 axes, or 4 with the modalities last; got shape {native}")
+        x, y, z = grid_size(native, cfg)
+        found[case.id] = (x, y, z)
+    return found
+
+
+def _normalise(image: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
+    """The image on the network's grid; large volumes are normalised in place."""
+    for channel in image:
+        _clip_min_max(channel, cfg, case)
+    size = grid_size(image.shape[1:], cfg)
+    if size != image.shape[1:]:
+        image = pad_end(image, size) if cfg.fit == "pad" else resize_image(image, size)
+        if cfg.fit == "resize" and not cfg.clip_again:
+            np.clip(image, 0.0, 1.0, out=image)
+    if cfg.clip_again:
+        for channel in image:
+            _clip_min_max(channel, cfg, case)
+    return image
+
+
+def _clip_min_max(channel: np.ndarray, cfg: DataConfig, case: Case) -> None:
+    """Clip to percentiles and scale to [0, 1], in place."""
     low, high = (np.float32(v) for v in np.percentile(channel, cfg.clip_percentiles))
     if not low < high:
         percentiles = f"percentiles {cfg.clip_percentiles} are {low} and {high}"
         raise ValueError(f"{case.image} is constant between its percentiles ({percentiles}); drop it or widen them")
-    return (np.clip(channel, low, high) - low) / (high - low)
+    np.clip(channel, low, high, out=channel)
+    channel -= low
+    channel /= high - low
 
 
 def _read_label(path: Path, source: nib.Nifti1Image, case: Case, cfg: DataConfig) -> np.ndarray:

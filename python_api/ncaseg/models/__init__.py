@@ -1,11 +1,15 @@
 """Models by configuration."""
 
 from ncaseg.config import ModelConfig
+from ncaseg.models.base import Segmenter
 from ncaseg.models.segmenter import M3D
+from ncaseg.models.unet import UNet
 
 
-def build_model(cfg: ModelConfig) -> M3D:
+def build_model(cfg: ModelConfig) -> Segmenter:
     """The segmenter that a recipe describes, with fresh weights drawn from torch's default generator."""
+    if cfg.kind == "unet":
+        return UNet(in_channels=cfg.in_channels, out_channels=cfg.out_channels, features=cfg.features)
     return M3D(
         in_channels=cfg.in_channels,
         out_channels=cfg.out_channels,
@@ -18,4 +22,9 @@ def build_model(cfg: ModelConfig) -> M3D:
         padding=cfg.padding,
         fire_rate=cfg.fire_rate,
         pad=cfg.pad,
+        pool=cfg.pool,
+        patches=cfg.patches,
+        ndim=cfg.ndim,
+        perception=cfg.perception,
+        num_filters=cfg.num_filters,
     )

@@ -1,19 +1,20 @@
 """M3D-NCA: one cellular automaton per resolution level, from coarse to fine; image in, logits out."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ncakern import NCA
 from ncaseg.layout import to_channels_first, to_channels_last
-from ncaseg.models.multilevel import Triple, crop, draw_offsets, enlarge_state, pad_to_multiple, pool_image
+from ncaseg.levels import Triple, check_reflection, factors_of, working_sizes
+from ncaseg.models.base import Segmenter
+from ncaseg.models.crops import NestedCrops
+from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
 
 
-class M3D(nn.Module):
+class M3D(Segmenter):
     """Segment volumes with n levels of neural cellular automata.
 
-    Level 0 starts on the max-pooled image, all other channels 0. After each level the whole state is enlarged
+    Level 0 starts on the pooled image, all other channels 0. After each level the whole state is enlarged
     (nearest), the image channels are replaced by the image of that resolution, and the next automaton goes on.
     The logits are the channels behind the image channels of the last state.
 
@@ -26,6 +27,12 @@ class M3D(nn.Module):
         scales: per-axis factors between neighbouring levels, one triple less than levels.
         norm, padding, fire_rate: as in :class:`ncakern.NCA`.
         pad: how a size that the factors do not divide is filled up: "replicate" or "zeros"; the logits are cut back.
+            "none" fills nothing: level sizes are rounded up, and the last cell of a level spans less of the volume.
+        pool: how the image of a coarser level is made, see :func:`ncaseg.models.multilevel.pool_image`.
+        patches: what each level works on in :meth:`crop_forward`: three sizes, or ``()`` for the whole level; without
+            entries every level gets the size of level 0.
+        ndim: 2 makes every slice of the third axis an automaton of its own (Med-NCA); its norm must not be "batch".
+        perception, num_filters: as in :class:`ncakern.NCA`.
 
     Example:
         >>> model = M3D(kernel_sizes=(7, 3), steps=(10, 10), scales=((2, 2, 2),))
@@ -50,22 +57,32 @@ class M3D(nn.Module):
         padding: str = "reflect",
         fire_rate: float = 0.5,
         pad: str = "replicate",
+        pool: str = "max",
+        patches: tuple[tuple[int, ...], ...] = (),
+        ndim: int = 3,
+        perception: str = "depthwise",
+        num_filters: int = 1,
     ) -> None:
         super().__init__()
         if len(steps) != len(kernel_sizes) or len(scales) != len(kernel_sizes) - 1:
             counts = f"{len(kernel_sizes)} kernel_sizes, {len(steps)} steps, {len(scales)} scales"
             raise ValueError(f"steps must have one entry per kernel size, scales one less; got {counts}")
+        if len(patches) not in (0, len(kernel_sizes)):
+            raise ValueError(f"patches must be empty or have one entry per kernel size; got {patches}")
         if channels < in_channels + out_channels:
             need = in_channels + out_channels
             raise ValueError(f"channels must be at least in_channels + out_channels = {need}; got {channels}")
         self.in_channels, self.out_channels, self.channels = in_channels, out_channels, channels
         self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
-        self.padding, self.pad = padding, pad
+        self.padding, self.pad, self.pool, self.patches = padding, pad, pool, tuple(patches)
+        self.ndim = ndim
         self.levels = nn.ModuleList(
             NCA(
-                3,
+                ndim,
                 channels,
                 hidden,
+                perception=perception,
+                num_filters=num_filters,
                 kernel_size=kernel,
                 padding=padding,
                 norm=norm,
@@ -77,8 +94,7 @@ class M3D(nn.Module):
 
     def factors(self, level: int) -> Triple:
         """How many full-resolution cells one cell of ``level`` spans, per axis."""
-        x, y, z = (math.prod(scale[axis] for scale in self.scales[level:]) for axis in range(3))
-        return x, y, z
+        return factors_of(self.scales)[level]
 
     def forward(
         self, image: Tensor, *, seed: int | Tensor | None = None, first_sample: int = 0, keep_every: int = 1
@@ -100,12 +116,13 @@ class M3D(nn.Module):
         """
         size = self._check_image(image)
         full = pad_to_multiple(image, self.factors(0), self.pad)
-        self._check_levels([self._level_size(full, level) for level in range(len(self.levels))])
-        state = self._seed_state(pool_image(full, self.factors(0)))
+        x, y, z = full.shape[2:]
+        self._check_levels(working_sizes((x, y, z), self.scales, [()] * len(self.levels)))
+        state = None
         for level in range(len(self.levels)):
-            if level > 0:
-                state = self._hand_over(state, full, level)
+            state = self._begin(level, full, state)
             state = self._run(level, state, seed=seed, first_sample=first_sample, keep_every=keep_every)
+        assert state is not None  # there is at least one level
         logits = self._logits(state)
         for axis, length in enumerate(size, start=2):
             logits = logits.narrow(axis, 0, length)
@@ -119,75 +136,71 @@ class M3D(nn.Module):
         seed: int | Tensor | None = None,
         generator: torch.Generator | None = None,
         keep_every: int = 1,
+        foreground: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Training pass: every level works on a patch of the size of level 0, cut at random inside the one before.
+        """Training pass: every level works on a patch cut at random inside the one before, or on all that is left.
 
         Args:
             image: ``[B, C_in, X, Y, Z]`` float32.
             label: ``[B, C_out, X, Y, Z]``.
             generator: draws the offsets, per sample and axis; torch's default generator when None.
             seed, keep_every: as in :meth:`forward`.
+            foreground: probability that the patches of a sample all hold one voxel of its foreground, drawn at random.
 
         Returns:
-            Logits and label of the last patch, both ``[B, C_out, *patch]``; with one level those of the whole volume.
+            Logits and label of the last patch, both ``[B, C_out, *patch]``.
         """
         size = self._check_image(image)
         expected = (image.shape[0], self.out_channels, *size)
         if tuple(label.shape) != expected:
             raise ValueError(f"label must have shape {expected}; got {tuple(label.shape)}")
-        if len(self.levels) == 1:
-            return self.forward(image, seed=seed, keep_every=keep_every), label
         if generator is None:
             generator = torch.default_generator
-        full = pad_to_multiple(image, self.factors(0), self.pad)
-        label = pad_to_multiple(label, self.factors(0), self.pad)
-        patch = self._level_size(full, 0)
-        self._check_levels([patch] * len(self.levels))
-        state = self._seed_state(pool_image(full, self.factors(0)))
-        state = self._run(0, state, seed=seed, keep_every=keep_every)
-        for level in range(1, len(self.levels)):
-            state = self._hand_over(state, full, level)
-            offsets = draw_offsets(len(state), _times(patch, self.scales[level - 1]), patch, generator)
-            state = crop(state, offsets, patch, first_axis=1)
-            # One cell of this level is `rest` cells of the full volume: the next crop is taken inside this one.
-            rest = self.factors(level)
-            fine_offsets = [_times(offset, rest) for offset in offsets]
-            full = crop(full, fine_offsets, _times(patch, rest), first_axis=2)
-            label = crop(label, fine_offsets, _times(patch, rest), first_axis=2)
+        padded = (pad_to_multiple(volume, self.factors(0), self.pad) for volume in (image, label))
+        crops = NestedCrops(*padded, generator=generator, foreground=foreground)
+        patches = working_sizes(crops.size, self.scales, self.patches)
+        self._check_levels(patches)
+        state = None
+        for level, patch in enumerate(patches):
+            offsets = crops.cut(patch, self.factors(level))
+            state = self._begin(level, crops.image, state, offsets)
             state = self._run(level, state, seed=seed, keep_every=keep_every)
-        return self._logits(state), label
+        assert state is not None  # there is at least one level
+        return self._logits(state), crops.label
 
     def _run(
         self, level: int, state: Tensor, *, seed: int | Tensor | None, keep_every: int, first_sample: int = 0
     ) -> Tensor:
         # Steps are numbered through all levels, so that no two of them share fire bits.
-        first_step = sum(self.steps[:level])
-        return self.levels[level](
-            state,
-            self.steps[level],
-            seed=seed,
-            first_step=first_step,
-            first_sample=first_sample,
-            keep_every=keep_every,
-        )
+        stream = {"seed": seed, "first_step": sum(self.steps[:level]), "keep_every": keep_every}
+        if self.ndim == 3:
+            return self.levels[level](state, self.steps[level], first_sample=first_sample, **stream)
+        batch, depth = state.shape[0], state.shape[3]
+        slices = state.movedim(3, 1).flatten(0, 1)  # [B * Z, X, Y, C]
+        slices = self.levels[level](slices, self.steps[level], first_sample=first_sample * depth, **stream)
+        return slices.unflatten(0, (batch, depth)).movedim(1, 3)
+
+    def _begin(self, level: int, full: Tensor, state: Tensor | None, offsets: list[Triple] | None = None) -> Tensor:
+        """The state a level starts with: the image of its resolution, and zeros or what the level before has left.
+
+        Args:
+            full: image at full resolution of the volume, or of the patches.
+            state: of the level before; None for level 0.
+            offsets: where the patches lie in the enlarged state, per sample; None takes all of it.
+        """
+        image = to_channels_last(pool_image(full, self.factors(level), self.pool))
+        if state is None:
+            return self._seed_state(image)
+        x, y, z = image.shape[1:4]
+        hidden = state[..., self.in_channels :]
+        return torch.cat([image, enlarge_state(hidden, self.scales[level - 1], (x, y, z), offsets)], dim=-1)
 
     def _seed_state(self, image: Tensor) -> Tensor:
         """Image channels first, everything else 0."""
-        state = to_channels_last(image)
-        return torch.cat([state, state.new_zeros((*state.shape[:4], self.channels - self.in_channels))], dim=-1)
-
-    def _hand_over(self, state: Tensor, full: Tensor, level: int) -> Tensor:
-        """Enlarge the state of ``level - 1`` and give it the image of ``level``; all other channels travel on."""
-        enlarged = enlarge_state(state, self.scales[level - 1])
-        image = to_channels_last(pool_image(full, self.factors(level)))
-        return torch.cat([image, enlarged[..., self.in_channels :]], dim=-1)
+        return torch.cat([image, image.new_zeros((*image.shape[:4], self.channels - self.in_channels))], dim=-1)
 
     def _logits(self, state: Tensor) -> Tensor:
         return to_channels_first(state[..., self.in_channels : self.in_channels + self.out_channels])
-
-    def _level_size(self, full: Tensor, level: int) -> Triple:
-        x, y, z = (n // f for n, f in zip(full.shape[2:], self.factors(level), strict=True))
-        return x, y, z
 
     def _check_image(self, image: Tensor) -> Triple:
         if image.ndim != 5 or image.shape[1] != self.in_channels:
@@ -196,17 +209,5 @@ class M3D(nn.Module):
         return x, y, z
 
     def _check_levels(self, sizes: list[Triple]) -> None:
-        if self.padding != "reflect":
-            return
-        for level, (kernel, size) in enumerate(zip(self.kernel_sizes, sizes, strict=True)):
-            for axis, length in zip("XYZ", size, strict=True):
-                if length <= kernel // 2:
-                    raise ValueError(
-                        f"image is too small: level {level} has {length} cells on axis {axis}, and kernel {kernel} "
-                        f"with reflect padding needs at least {kernel // 2 + 1}; use a smaller kernel or fewer levels"
-                    )
-
-
-def _times(triple: Triple, factors: Triple) -> Triple:
-    x, y, z = (t * f for t, f in zip(triple, factors, strict=True))
-    return x, y, z
+        if self.padding == "reflect":
+            check_reflection(sizes, self.kernel_sizes, self.ndim)

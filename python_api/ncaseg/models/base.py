@@ -1,0 +1,33 @@
+"""What every segmenter can do, whatever it is made of."""
+
+from torch import Generator, Tensor, nn
+
+
+class Segmenter(nn.Module):
+    """Volumes in, logits out."""
+
+    def forward(
+        self, image: Tensor, *, seed: int | Tensor | None = None, first_sample: int = 0, keep_every: int = 1
+    ) -> Tensor:
+        """Logits ``[B, C_out, X, Y, Z]`` of whole volumes ``[B, C_in, X, Y, Z]``.
+
+        ``seed`` and ``first_sample`` name what is random in the model, ``keep_every`` trades memory for time in
+        training; a model in which nothing is random, or nothing repeats, takes no notice of them.
+        """
+        raise NotImplementedError
+
+    def crop_forward(
+        self,
+        image: Tensor,
+        label: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        generator: Generator | None = None,
+        keep_every: int = 1,
+        foreground: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Training pass: logits and label of what is trained on, the whole volume or random patches of it.
+
+        ``generator`` draws the patches; with probability ``foreground`` around a voxel of the foreground.
+        """
+        raise NotImplementedError

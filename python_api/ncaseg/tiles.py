@@ -1,0 +1,162 @@
+"""Exact tiles: one level of an automaton on a state that lies on disk, within a memory budget.
+
+Without norm a tile runs s steps on its cells and a halo of s * (k - 1) / 2 cells, which is cut off: the result has the
+bits of the whole, since fire bits depend on global positions and padding acts at true borders only. A norm needs
+statistics over all cells at every step. The hidden values are linear in the perception v, so two passes do: the first
+sums mean and covariance of v over all tiles, from which mean and variance of every hidden value follow; the second
+updates with the norm folded into weights and bias. That agrees with the whole up to rounding.
+
+Reference: Kalkhof and Mukhopadhyay, M3D-NCA, MICCAI 2023, on updating patch by patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TypedDict
+
+import numpy as np
+
+from ncakern import RolloutSpec
+from ncakern.arrays import ArrayParams, nca_rollout
+from ncaseg.levels import Triple
+from ncaseg.scratch import Box, DiskState
+from ncaseg.tile_plan import TilePlan, reach_of
+
+NORM_EPS = 1e-5  # of the kernel, see ncakern/DESIGN.md
+MOMENT_CELLS = 16384  # whose perception is held in float64 at once
+
+
+class Stream(TypedDict):
+    """Where a rollout lies in the random stream, see :func:`ncakern.nca_rollout`."""
+
+    seed: int
+    first_step: int
+    first_sample: int
+
+
+def run_tiles(
+    source: DiskState,
+    target: DiskState,
+    params: ArrayParams,
+    spec: RolloutSpec,
+    steps: int,
+    plan: TilePlan,
+    stream: Stream,
+) -> DiskState:
+    """Run ``steps`` steps on one sample; both files are written.
+
+    Returns:
+        Which of the two holds the result.
+    """
+    done = 0
+    while done < steps:
+        now = min(plan.steps_at_once, steps - done)
+        own_params, own_spec = params, spec
+        if spec.norm != "none" and not plan.is_whole:
+            own_params, own_spec = _fold_norm(source, params, spec, plan)
+        own_stream: Stream = {**stream, "first_step": stream["first_step"] + done}
+        for box in plan.boxes():
+            _update_tile(source, target, own_params, own_spec, now, box, own_stream)
+        done += now
+        source, target = target, source
+    return source
+
+
+def _update_tile(
+    source: DiskState,
+    target: DiskState,
+    params: ArrayParams,
+    spec: RolloutSpec,
+    steps: int,
+    box: Box,
+    stream: Stream,
+) -> None:
+    """Some steps on a tile and its halo; the tile is written."""
+    outer, inner = _with_halo(box, source.size, reach_of(params), steps)
+    tile = source.read(outer)
+    origin = tuple(s.start for s in outer)
+    nca_rollout(tile, params, spec, steps, origin=origin, extent=source.size, out=tile, **stream)
+    target.write(box, tile[0][inner])
+
+
+def _fold_norm(
+    source: DiskState, params: ArrayParams, spec: RolloutSpec, plan: TilePlan
+) -> tuple[ArrayParams, RolloutSpec]:
+    """The step with the norm of the present state folded into its weights: what is left has norm "none".
+
+    With v of mean m and covariance C, u = W v + b has the mean W m + b and the variance diag(W C W^T); hence
+    ``weight * (u - mean) / sqrt(variance + eps) + bias = (a W) v + (bias - a W m)`` with ``a = weight / sqrt(...)``.
+    """
+    mean, covariance = _moments(source, params, spec, plan)
+    weight = params.hidden_weight.astype(np.float64)
+    variance = np.einsum("ij,jk,ik->i", weight, covariance, weight)
+    assert params.norm_weight is not None and params.norm_bias is not None
+    scale = params.norm_weight / np.sqrt(np.maximum(variance, 0) + NORM_EPS)
+    folded = params._replace(
+        hidden_weight=(scale[:, None] * weight).astype(np.float32),
+        hidden_bias=(params.norm_bias - scale * (weight @ mean)).astype(np.float32),
+        norm_weight=None,
+        norm_bias=None,
+    )
+    return folded, dataclasses.replace(spec, norm="none")
+
+
+def _moments(
+    source: DiskState, params: ArrayParams, spec: RolloutSpec, plan: TilePlan
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance (of the population) of the perception over all cells, in float64."""
+    width = params.hidden_weight.shape[1]
+    total, products = np.zeros(width), np.zeros((width, width))
+    # Moments around a value near the mean do not cancel: the perception of the first cell.
+    pivot = None
+    for box in plan.boxes():
+        for v in _perceived(source, params, spec, box):
+            if pivot is None:
+                pivot = v[0].copy()
+            v -= pivot
+            total += v.sum(0)
+            products += v.T @ v
+    assert pivot is not None  # a plan has at least one tile
+    count = float(np.prod(plan.size))
+    offset = total / count
+    return pivot + offset, products / count - np.outer(offset, offset)
+
+
+def _perceived(source: DiskState, params: ArrayParams, spec: RolloutSpec, box: Box) -> Iterator[np.ndarray]:
+    """The perception of the cells of a tile in float64, ``[cells, (1 + F) * C]``, some cells at a time."""
+    outer, inner = _with_halo(box, source.size, reach_of(params), 1)
+    tile = source.read(outer)
+    fields = [field[0][inner] for field in (tile, *_perceptions(tile, params, spec))]
+    at_once = max(1, MOMENT_CELLS // fields[0].shape[2])
+    for x in range(fields[0].shape[0]):
+        for y in range(0, fields[0].shape[1], at_once):
+            parts = [field[x, y : y + at_once].reshape(-1, field.shape[-1]) for field in fields]
+            yield np.concatenate(parts, axis=1).astype(np.float64)
+
+
+def _perceptions(tile: np.ndarray, params: ArrayParams, spec: RolloutSpec) -> Iterator[np.ndarray]:
+    """What each filter sees, ``[1, *S, C]``, by one step of an automaton that adds ``relu(y) - relu(-y) = y`` to 0."""
+    channels = tile.shape[-1]
+    eye, zeros = np.eye(channels, dtype=np.float32), np.zeros((channels, channels), np.float32)
+    plain = RolloutSpec(perception=spec.perception, padding=spec.padding, fire_rate=1.0)
+    for index in range(len(params.perceive_bias)):
+        adder = ArrayParams(
+            perceive_weight=params.perceive_weight[index : index + 1],
+            perceive_bias=params.perceive_bias[index : index + 1],
+            hidden_weight=np.block([[zeros, eye], [zeros, -eye]]),
+            hidden_bias=np.zeros(2 * channels, np.float32),
+            out_weight=np.concatenate([eye, -eye], axis=1),
+        )
+        seen = np.zeros_like(tile)
+        yield nca_rollout(seen, adder, plain, 1, seed=0, perceive_from=tile, out=seen)
+
+
+def _with_halo(box: Box, size: Triple, reach: Triple, steps: int) -> tuple[Box, Box]:
+    """The box with its halo, cut at the borders of the volume; and where the box lies in that."""
+    outer, inner = [], []
+    for part, n, r in zip(box, size, reach, strict=True):
+        start, stop = max(0, part.start - steps * r), min(n, part.stop + steps * r)
+        outer.append(slice(start, stop))
+        inner.append(slice(part.start - start, part.stop - start))
+    return (outer[0], outer[1], outer[2]), (inner[0], inner[1], inner[2])
