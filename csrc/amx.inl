@@ -19,6 +19,7 @@ NCA_INLINE void copy(const bf16* from, bf16* to, int n) {
   for (; i + 32 <= n; i += 32) *(whole_vector*)(to + i) = *(const whole_vector*)(from + i);
   if (i < n) *(half_vector*)(to + i) = *(const half_vector*)(from + i);
 }
+NCA_INLINE vf load_masked(__mmask16 mask, const float* from) { return (vf)_mm512_maskz_loadu_ps(mask, from); }
 NCA_INLINE vf widen(const bf16* from) {
   return (vf)(__builtin_convertvector(*(const half_vector*)from, word_vector) << 16);
 }
@@ -67,6 +68,7 @@ NCA_INLINE void multiply_add() {
 struct TileMatrix {
   bf16* data;
   float* bias;
+  __mmask16* is_used;  // [columns / kTile]: what pads the columns gives 0, even where an input is infinite
   int depth, columns;  // multiples of kTileDepth and kTile
 
   void set(int k, int j, float value) const {
@@ -118,9 +120,11 @@ static void tile_product(const bf16* a, int64_t a_stride, const TileMatrix& b, i
     for (int i = 0; i < m; i += kBlock)
       if (b.columns - j >= kBlock) {
         multiply_block<2>(a + i * a_stride, a_stride, b, j, sums);
-        for (int r = 0; r < kBlock; ++r) finish(i + r, j, load(sums + r * kBlock), load(sums + r * kBlock + kTile));
+        const __mmask16 low = b.is_used[j / kTile], high = b.is_used[j / kTile + 1];
+        for (int r = 0; r < kBlock; ++r)
+          finish(i + r, j, load_masked(low, sums + r * kBlock), load_masked(high, sums + r * kBlock + kTile));
       } else {
         multiply_block<1>(a + i * a_stride, a_stride, b, j, sums);
-        for (int r = 0; r < kBlock; ++r) finish(i + r, j, load(sums + r * kBlock));
+        for (int r = 0; r < kBlock; ++r) finish(i + r, j, load_masked(b.is_used[j / kTile], sums + r * kBlock));
       }
 }

@@ -19,17 +19,21 @@ struct AmxRollout : Grid {
   AmxScratch* scratch;
 
   AmxRollout(const RolloutArgs& a, Workspace& w) : Grid(a, w) {
-    perceive = take_matrix(tap_count * run, F * Cp), out = take_matrix(hp, Cp);
+    perceive = take_matrix(tap_count * run, F * Cp, Cp, C), out = take_matrix(hp, Cp, Cp, C);
     hidden = take<TileMatrix>(slots);
-    for (int slot = 0; slot < slots; ++slot) hidden[slot] = take_matrix(V, round_up(hp, kTileDepth));
+    for (int slot = 0; slot < slots; ++slot) hidden[slot] = take_matrix(V, out.depth, out.depth, h);
     free_channels = take_zeros<__mmask16>(Cp / kTile);
     for (int c = args.frozen_channels; c < C; ++c) free_channels[c / kTile] |= __mmask16(1 << c % kTile);
     make_scratch();
   }
 
-  TileMatrix take_matrix(int depth, int columns) {
+  // Of every `period` columns the first `used` are not padding.
+  TileMatrix take_matrix(int depth, int columns, int period, int used) {
     depth = round_up(depth, kTileDepth);
-    return {take_zeros<bf16>(int64_t{depth} * columns), take_zeros<float>(columns), depth, columns};
+    __mmask16* is_used = take_zeros<__mmask16>(columns / kTile);
+    for (int j = 0; j < columns; ++j)
+      if (j % period < used) is_used[j / kTile] |= __mmask16(1 << j % kTile);
+    return {take_zeros<bf16>(int64_t{depth} * columns), take_zeros<float>(columns), is_used, depth, columns};
   }
   void make_scratch() {
     scratch = take<AmxScratch>(args.threads);
@@ -103,13 +107,6 @@ struct AmxRollout : Grid {
     s.targets[s.n++] = target;
   }
 
-  // The row that the next one reaches comes into L2 while this one is computed.
-  void fetch_row(const bf16* source, int64_t row) const {
-    constexpr int kLine = 32;  // values
-    for (const bf16* p = cell(source, row, 0); row < rows && p < cell(source, row, W); p += kLine)
-      __builtin_prefetch(p, 0, 2);
-  }
-
   template <bool kLeaky>
   void update_batch(AmxScratch& s, int slot) const {
     const int64_t v_stride = hidden[0].depth, h_stride = out.depth;
@@ -146,7 +143,6 @@ struct AmxRollout : Grid {
         bf16* target = next.cells + row * next.stride;
         std::memcpy(target, cell(current, row, 0), sizeof(bf16) * W * Cp);
         find_tap_rows(source, row, s.tap_rows);
-        fetch_row(source, row + ph + 1);
         const int firing = list_firing(s.fire + int64_t{i} * W, 1, s.firing, s.ignored);
         for (int q = 0; q < firing; ++q) {
           gather(s, s.firing[q], cell(source, row, s.firing[q]), target + int64_t{s.firing[q]} * Cp);

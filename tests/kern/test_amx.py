@@ -148,6 +148,20 @@ def test_nan_and_infinity_spread_but_not_into_frozen_channels(activation: str) -
     assert torch.equal(actual[..., :2], inputs.state[..., :2])
 
 
+def test_padding_of_channels_and_units_makes_no_nan() -> None:
+    # An infinite neighbour switches the only unit off: nothing but that neighbour is not finite.
+    params = ncakern.RolloutParams(
+        perceive_weight=torch.ones(1, 1, 1, 1, 3),
+        perceive_bias=torch.zeros(1, 1),
+        hidden_weight=-torch.ones(1, 2),
+        hidden_bias=torch.zeros(1),
+        out_weight=torch.ones(1, 1),
+    )
+    spec = ncakern.RolloutSpec(perception="dense", padding="zeros", fire_rate=1.0)
+    state = torch.tensor([0, 0, float("inf"), 0, 0], dtype=BF16).reshape(1, 1, 5, 1)
+    assert torch.equal(ncakern.nca_rollout(state, params, spec, 1, seed=0, backend="cpu"), state)
+
+
 def test_the_switch_gives_float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace(CASES[0], steps=1)
     inputs = _inputs(case)
