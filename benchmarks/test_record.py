@@ -43,7 +43,7 @@ def test_record_survives_the_file_and_carries_its_conditions(rows, tmp_path):
 def test_report_shows_figures_ratios_and_conditions(rows):
     text = report([RUN | row for row in rows])
     assert "| A | forward | 2.10 | 52.43 |" in text
-    assert "| A | forward | 25.0x | 20x eager, 4x compile |" in text
+    assert "| A | forward | 25.0x | 45x eager, 9x compile |" in text
     assert "| A | forward + backward | 1000 | 64 |" in text
     assert "2 threads of 8 logical CPUs" in text
     assert "MiB" not in text and "bfloat16" not in text and "FMA" not in text  # no rows, no table

@@ -53,7 +53,7 @@ struct Engine : Perceiver {
       for (int c = args.frozen_channels; c < C; ++c) out_w[o * Cp + c] = args.out_weight[c * h + o];
     }
     free_channels = take_zeros<float>(Cp);
-    std::memset(free_channels + args.frozen_channels, 0xFF, sizeof(float) * (Cp - args.frozen_channels));
+    std::memset(free_channels + args.frozen_channels, 0xFF, sizeof(float) * (C - args.frozen_channels));
     folded_w = take<float>(int64_t{slots} * V * hp);
     folded_b = take<float>(int64_t{slots} * hp);
   }
@@ -230,6 +230,7 @@ struct Engine : Perceiver {
     for (int j = 0; j < hp; j += kPanel) {
       const int width = folded(slot).width(j);
       hidden_panel(s, slot, j, n, true);
+      clear_columns(s.hidden, kPanel, std::max(h - j, 0), width, n);
       const FixedRows<kPanel> a{s.hidden};
       if (j == 0)
         product<Start::kZero>(a, out_w, Cp, width, Cp, nullptr, s.delta, Cp, n);

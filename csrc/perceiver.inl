@@ -50,6 +50,11 @@ static void add_masked(const float* delta, int channels, const float* mask, int 
   }
 }
 
+// Columns that pad to whole vectors: an infinity times their zero weights is not zero.
+static void clear_columns(float* rows, int64_t stride, int from, int to, int n) {
+  for (int i = 0; from < to && i < n; ++i) std::fill(rows + i * stride + from, rows + i * stride + to, 0.0f);
+}
+
 struct Perceiver : Grid {
   // Packed filters: depthwise [F][taps][kw][Cp], dense panels [taps*kw*Cp][F*Cp].
   float *perceive_w, *perceive_b;
@@ -133,6 +138,7 @@ struct Perceiver : Grid {
     pad_cell_taps(s, n);
     dense_cells(s.cell_tap_rows, tap_count, run, chunk_inputs, Panels{perceive_w, tap_count * run, F * Cp}, perceive_b,
                 y, y_cell, n);
+    for (int f = 0; f < F; ++f) clear_columns(y + f * Cp, y_cell, C, Cp, n);
   }
 
   // All filters at all cells of a row, from s.tap_rows: y [W][F*Cp].

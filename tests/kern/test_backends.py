@@ -181,3 +181,17 @@ def test_nothing_reaches_a_frozen_channel(norm: str, backend: str) -> None:
     gradients = torch.autograd.grad(out, [inputs.state, inputs.params.hidden_weight], d_out)
     assert gradients[0][..., 0].eq(0).all() and gradients[0][..., 2:].eq(0).all()
     assert gradients[1].eq(0).all()
+
+
+@pytest.mark.parametrize("perception", ["depthwise", "dense"])
+@pytest.mark.parametrize(("channels", "hidden"), [(1, 1), (3, 5), (5, 70), (16, 64)])
+def test_infinity_reaches_what_it_reaches_in_the_reference(perception: str, channels: int, hidden: int) -> None:
+    """What pads channels to whole vectors has zero weights, and infinity times zero is not a number."""
+    torch.manual_seed(0)
+    nca = ncakern.NCA(2, channels, hidden, perception=perception, padding="zeros")
+    torch.nn.init.normal_(nca.out_weight)
+    state = torch.zeros(1, 5, 7, channels)
+    state[0, 2, 3, 0] = float("inf")
+    actual, expected = (nca(state, 1, seed=1, backend=backend) for backend in ("cpu", "reference"))
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual.isinf(), expected.isinf())

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import Case, assert_matches, make_inputs, run_with_gradients
 
+from ncakern import _kernel
 from ncakern.backends import cpu
 
 pytestmark = pytest.mark.slow
@@ -84,7 +85,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def emulated(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     extension = Emulated(program, tmp_path)
-    monkeypatch.setattr(cpu, "_load", lambda: extension)
+    for module, name in ((cpu, "_load"), (cpu, "require_extension"), (_kernel, "import_extension")):
+        monkeypatch.setattr(module, name, lambda: extension)
     monkeypatch.setenv("NCAKERN_ISA", "neon")
     yield
 
