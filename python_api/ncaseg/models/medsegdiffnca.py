@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ncakern import NCA
 from ncaseg.layout import to_channels_first, to_channels_last
-from ncaseg.levels import Triple, check_reflection, factors_of, working_sizes
+from ncaseg.levels import Triple, check_counts, check_reflection, factors_of, working_sizes
 from ncaseg.models.attended import attended_rollout
 from ncaseg.models.base import Segmenter
 from ncaseg.models.cbam import CBAM
@@ -71,9 +71,7 @@ class MedSegDiffNCA(Segmenter):
         fire_rate: float = 0.5,
     ) -> None:
         super().__init__()
-        if len(steps) != len(kernel_sizes) or len(scales) != len(kernel_sizes) - 1:
-            counts = f"{len(kernel_sizes)} kernel_sizes, {len(steps)} steps, {len(scales)} scales"
-            raise ValueError(f"steps must have one entry per kernel size, scales one less; got {counts}")
+        check_counts(kernel_sizes, steps, scales)
         needed = in_channels + 3 + position
         if channels < needed:
             raise ValueError(f"channels must hold answer, image, noisy mask, time: at least {needed}; got {channels}")

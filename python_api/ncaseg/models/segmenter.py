@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ncakern import NCA
 from ncaseg.layout import to_channels_first, to_channels_last
-from ncaseg.levels import Triple, check_reflection, factors_of, working_sizes
+from ncaseg.levels import Triple, check_counts, check_reflection, factors_of, working_sizes
 from ncaseg.models.base import Segmenter
 from ncaseg.models.crops import NestedCrops
 from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
@@ -64,9 +64,7 @@ class M3D(Segmenter):
         num_filters: int = 1,
     ) -> None:
         super().__init__()
-        if len(steps) != len(kernel_sizes) or len(scales) != len(kernel_sizes) - 1:
-            counts = f"{len(kernel_sizes)} kernel_sizes, {len(steps)} steps, {len(scales)} scales"
-            raise ValueError(f"steps must have one entry per kernel size, scales one less; got {counts}")
+        check_counts(kernel_sizes, steps, scales)
         if len(patches) not in (0, len(kernel_sizes)):
             raise ValueError(f"patches must be empty or have one entry per kernel size; got {patches}")
         if channels < in_channels + out_channels:
