@@ -13,7 +13,7 @@ from ncaseg.levels import Triple
 from ncaseg.scratch import Box
 
 # A pass reads and writes every state once, and so does the kernel for itself: measured 147 ns per cell with 16 channels
-# against 67 ns for a step (k = 3, hidden 64; AMD EPYC, one thread, files in the page cache, 2026-11-21).
+# against 67 ns for a step (k = 3, hidden 64; Intel Xeon with AVX-512, one thread, files in the page cache, 2026-11-21).
 PASS_IN_STEPS = 2.0
 
 
