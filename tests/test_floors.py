@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "ncakern.info": CORE | FLOOR_1 | FLOOR_2 | FLOOR_3 | USER,
     "ncakern": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"ncakern.functional", "ncakern.nn", "ncakern.upstream"},
     "ncaseg.levels": set(),
-    "ncaseg.settings": set(),
+    "ncaseg.settings": {"ncaseg.settings"},
     "ncaseg.config": {"ncaseg.files", "ncaseg.levels", "ncaseg.settings"},
     "ncaseg.layout": CORE,
     "ncaseg.losses": CORE,

@@ -216,7 +216,8 @@ def _accumulate(
     mean_loss, learned, parts = 0.0, False, Parts()
     for number, ids in enumerate(batches):
         image, target = (tensor.to(device) for tensor in load_batch(volumes, ids, cfg, step, number))
-        loss, found = batch_loss(model, image, target, cfg, step, number)
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.train.precision == "bfloat16"):
+            loss, found = batch_loss(model, image, target, cfg, step, number)
         loss = loss / len(batches)
         for name, values in found.items():
             parts.setdefault(name, []).extend(values)
@@ -247,7 +248,7 @@ def batch_loss(
 def loss_of(logits: Tensor, target: Tensor, cfg: TrainConfig) -> Tensor:
     """The loss that the recipe names; see :mod:`ncaseg.losses`."""
     more = {"gamma": cfg.focal_gamma} if cfg.loss == "dice_focal" else {}
-    return LOSSES[cfg.loss](logits, target, skip_empty=cfg.skip_empty, weights=cfg.loss_weights, **more)
+    return LOSSES[cfg.loss](logits.float(), target, skip_empty=cfg.skip_empty, weights=cfg.loss_weights, **more)
 
 
 def _mean(values: list[float]) -> float | None:

@@ -208,6 +208,13 @@ def test_training_logs_and_continues_bit_for_bit(data, tmp_path, monkeypatch):
     assert not torch.equal(model.levels[0].out_weight, first["model"]["levels.0.out_weight"])
 
 
+def test_attention_computes_in_float32_whatever_the_precision(data, tmp_path):
+    for precision in ("float32", "bfloat16"):
+        cfg = tiny("model.attention=true", "train.steps=2", f"train.precision={precision}")
+        train.train(cfg, data, tmp_path / precision)
+    assert rows(tmp_path / "float32") == rows(tmp_path / "bfloat16")
+
+
 def test_microbatches_add_up(data):
     cfg = tiny()
     model, store = made(cfg), train.CaseStore(find_cases(data), cfg.data)

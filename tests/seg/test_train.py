@@ -412,6 +412,12 @@ def test_every_loss_trains(data, tmp_path, loss):
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+def test_automata_compute_in_float32_whatever_the_precision(data, tmp_path):
+    for precision in ("float32", "bfloat16"):
+        train.train(tiny("train.steps=3", f"train.precision={precision}"), data, tmp_path / precision)
+    assert rows_without_time(tmp_path / "float32") == rows_without_time(tmp_path / "bfloat16")
+
+
 def test_a_channel_per_class_is_trained_and_scored(data, tmp_path):
     cfg = tiny("train.steps=60", "train.lr=0.02", "model.out_channels=2", "model.hidden=16", "train.validate_every=60")
     path = train.train(cfg, data, tmp_path)

@@ -38,6 +38,18 @@ def test_recipe_has_the_widths_it_names():
 
 
 @needs_monai
+def test_baseline_trains_in_mixed_precision(tmp_path):
+    data = write_phantoms(tmp_path / "data", 2, seed=0, size=(12, 12, 12))
+    small = ["model.features=[4, 4, 8, 8, 8, 4]", "data.size=[32, 32, 32]", "train.steps=2", "train.validate_every=0"]
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        cfg = config.load_recipe("unet-hippocampus", [*small, f"train.precision={precision}"])
+        train.train(cfg, data, tmp_path / precision)
+        losses[precision] = read_rows(tmp_path / precision / "log.jsonl")[0]["loss"]
+    assert losses["float32"] != losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+@needs_monai
 def test_baseline_trains_and_is_scored(tmp_path):
     data = write_phantoms(tmp_path / "data", 4, seed=0, size=(12, 12, 12))
     small = ["model.features=[4, 4, 8, 8, 8, 4]", "data.size=[32, 32, 32]", "train.steps=12", "train.lr=1e-2"]

@@ -48,7 +48,8 @@ def attended_rollout(
     """
     step = _make_step(nca.spec, seed=seed, first_step=first_step, first_sample=first_sample, residual=residual)
     present = [tensor for tensor in nca.params if tensor is not None]
-    return _Rollout.apply(step, steps, keep_every, state, *cbam.params, *present)
+    with torch.autocast(state.device.type, enabled=False):  # the backward pass computes again outside of the caller's
+        return _Rollout.apply(step, steps, keep_every, state, *cbam.params, *present)
 
 
 def _make_step(spec: RolloutSpec, *, seed: int | Tensor, first_step: int, first_sample: int, residual: bool) -> Step:
