@@ -55,7 +55,8 @@ def run_missing(paper: Paper, data: str | Path, out: str | Path) -> list[Path]:
         folders.append(Path(out) / "runs" / run.id)
         if not (folders[-1] / "scores.json").exists():
             _train_and_score(run, data, folders[-1])
-        if run.variant == "standard" and "detection" not in _read_json(folders[-1] / "qc.json"):
+        is_random = config.load_recipe(run.recipe).model.kind != "unet"  # only then do its runs have a spread
+        if is_random and run.variant != "no_duplication" and "detection" not in _read_json(folders[-1] / "qc.json"):
             _inspect(paper, data, folders[-1])
     return folders
 

@@ -15,7 +15,7 @@ VARIANTS = ("standard", "no_duplication", "no_ensemble")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training that a table asks for: a recipe with changes, and where it stands in the ablation.
+    """One training that a table asks for: a recipe with changes, and where it stands in the ablation, if it does.
 
     `task` is part of the name of the dataset's folder and of the recipes for it.
     """
@@ -23,8 +23,8 @@ class PlannedRun:
     id: str
     task: str
     recipe: str
-    group: str
-    variant: str
+    group: str = ""
+    variant: str = ""
     overrides: tuple[str, ...] = ()
 
 
