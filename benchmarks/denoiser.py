@@ -185,15 +185,15 @@ def page(rows: list[dict]) -> str:
         "# MedSegDiffNCA: memory and time\n\nWritten by `python benchmarks/denoiser.py table` from the records in "
         f"`results/denoiser`. Commit {'; '.join(made)}. {'; '.join(machines)}.\n\n"
         "eager is plain autograd (`denoiser_eager.py`), compile its step under `torch.compile`.",
-        "## Kept for the backward pass\n\nCounted with hooks on saved tensors, one picture. The last columns multiply the "
-        "bytes per cell and step at the largest side counted by the cells, steps and batch of the paper's training: "
-        "256x256, batch 8. They are computed, not measured.",
+        "## Kept for the backward pass\n\nCounted with hooks on saved tensors, one picture. The last columns multiply "
+        "the bytes per cell and step at the larger side by cells, steps and batch of the paper's training: 256x256, "
+        "batch 8. They are computed, not measured.",
         saved_table(found),
         "## Resident peak of a training iteration\n\nHigh-water mark of a process of its own, beyond parameters and "
         "libraries.",
         peak_table(found),
-        "## Time\n\nMedians in milliseconds: a training iteration (forward and backward), and one picture sampled in ten "
-        "DDIM steps, batch 1.",
+        "## Time\n\nMedians in milliseconds: a training iteration (forward and backward), and one picture sampled in "
+        "ten DDIM steps, batch 1.",
         time_table(found),
     ]
     return "\n\n".join(parts) + "\n"
