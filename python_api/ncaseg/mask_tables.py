@@ -25,17 +25,16 @@ PICTURES_PER_RUN = 3
 
 
 def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
-    """`comparison` (the paper's rows, ours beside), one table per further group of the plan, `floors`, `runs`.
+    """`comparison` (the paper's rows, ours beside), `groups` (further ones of the plan), `others`, `floors`, `runs`.
 
-    Only the runs whose recipe starts as one of the plan are taken. Plain values.
+    Only runs of MedSegDiffNCA and its control are taken. Plain values.
     """
-    names = {config.load_recipe(planned.recipe).name for planned in paper.plan}
-    ours = [run for run in runs if run.cfg.name in names]
+    ours = [run for run in runs if _is_ours(run)]
     planned_groups = dict.fromkeys(planned.group for planned in paper.plan if planned.group != TABLE_1)
     return {
         "comparison": [_beside(row, paper, ours) for row in paper.comparison["rows"]],
         "groups": {group: [_planned_row(p, ours) for p in paper.plan if p.group == group] for group in planned_groups},
-        "changed": [_numbers(run) | {"changes": run.changes} for run in ours if run.changes and not _is_in(paper, run)],
+        "others": [_other(run) for run in ours if not any(is_planned(planned, run.cfg) for planned in paper.plan)],
         "floors": [{"run": run.folder.name, **run.scores["floors"]} for run in ours if "floors" in run.scores],
         "runs": [_conditions(run) for run in ours],
     }
@@ -55,8 +54,8 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any], pictures: Sequence[Path
     ]
     for group, rows in tables["groups"].items():
         parts += [f"\n## {group.capitalize()}\n", table([group, *OURS], [[r["variant"], *_cells(r)] for r in rows])]
-    if tables["changed"]:
-        rows = [[f"{row['run']}: {'; '.join(row['changes'])}", *_cells(row)] for row in tables["changed"]]
+    if tables["others"]:
+        rows = [[row["variant"], *_cells(row)] for row in tables["others"]]
         parts += ["\n## Runs with other settings\n", table(["run", *OURS], rows)]
     if tables["floors"]:
         names = [name for name in tables["floors"][0] if name != "run"]
@@ -74,8 +73,8 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any], pictures: Sequence[Path
 OURS = ("parameters, ours", "Dice E-CLEAN", "IoU E-CLEAN", "Dice E-AUTHOR", "IoU E-AUTHOR")
 
 
-def draw_pictures(paper: Paper, runs: Sequence[Run], data: str | Path, out: str | Path) -> list[Path]:
-    """Draws how the first validation pictures of every run of the plan were sampled, see `ncaseg.strip`.
+def draw_pictures(runs: Sequence[Run], data: str | Path, out: str | Path) -> list[Path]:
+    """Draws how the first validation pictures of every run were sampled, see `ncaseg.strip`.
 
     They go to `OUT/pictures/<run>-<case>.png`; one that is newer than its model is kept. A run without
     `model.safetensors`, of a model that does not sample, or on other data is left out.
@@ -85,7 +84,7 @@ def draw_pictures(paper: Paper, runs: Sequence[Run], data: str | Path, out: str 
     for run in runs:
         weights = run.folder / "model.safetensors"
         ids = [name for name in run.split.validation if name in cases][:PICTURES_PER_RUN]
-        if not (run.cfg.model.is_diffusion and weights.is_file() and _is_in(paper, run)):
+        if not (run.cfg.model.is_diffusion and weights.is_file()):
             continue
         model, cfg, _ = load_model(weights)
         for name in ids:
@@ -131,8 +130,14 @@ def _conditions(run: Run) -> dict[str, Any]:
     }
 
 
-def _is_in(paper: Paper, run: Run) -> bool:
-    return any(is_planned(planned, run.cfg) for planned in paper.plan)
+def _is_ours(run: Run) -> bool:
+    return run.cfg.model.kind in ("medsegdiff", "medsegdiff_oneshot")
+
+
+def _other(run: Run) -> dict[str, Any]:
+    """A run that is not in the plan, by its folder, its recipe and what it changes of it."""
+    changed = f" ({'; '.join(run.changes)})" if run.changes else ""
+    return _numbers(run) | {"variant": f"{run.folder.name}: {run.cfg.name}{changed}"}
 
 
 def _cells(row: Mapping[str, Any] | None) -> list[str]:

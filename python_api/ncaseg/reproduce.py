@@ -34,7 +34,7 @@ def write_tables(
     out = Path(out)
     if paper.form == "masks":
         tables = mask_tables.make_tables(paper, runs)
-        pictures = [] if data is None else mask_tables.draw_pictures(paper, runs, data, out)
+        pictures = [] if data is None else mask_tables.draw_pictures(runs, data, out)
         text = mask_tables.to_markdown(paper, tables, pictures)
     else:
         tables = make_tables(paper, runs)

@@ -63,14 +63,16 @@ def test_runs_stand_where_they_belong(paper, tmp_path):
     write_run(tmp_path / "b", "medsegdiff-ablation", ["diffusion.target=eps"], dice=0.61)
     write_run(tmp_path / "c", "medsegdiff-ablation", ["train.lr=0.5"], dice=0.11)
     write_run(tmp_path / "d", "m3d-hippocampus", dice=0.9)
+    write_run(tmp_path / "e", "medsegdiff-ours", dice=0.7)
     tables = mask_tables.make_tables(paper, find_runs([tmp_path]))
-    assert [row["run"] for row in tables["runs"]] == ["a", "b", "c"]
+    assert [row["run"] for row in tables["runs"]] == ["a", "b", "c", "e"]
     text = mask_tables.to_markdown(paper, tables)
     ours = "412,236 | 0.8500 ± 0.0200 | 0.8400 ± 0.0100 | 0.5000 | 0.4000 |"
     assert f"| MultiCBAM-MedSegDiffNCA | 412k | 0.8784 | 0.7886 | {ours}" in text
     assert "| eps, linear, with L_RGB | 17,600 | 0.6100 ± 0.0200 |" in text
     assert "| x0, linear, with L_RGB | 17,600 | not run |" in text
-    assert "| c: train.lr: 0.006 -> 0.5 | 17,600 | 0.1100 ± 0.0200 |" in text
+    assert "| c: medsegdiff-ablation (train.lr: 0.006 -> 0.5) | 17,600 | 0.1100 ± 0.0200 |" in text
+    assert "| e: medsegdiff-ours | 412,236 | 0.7000 ± 0.0200 |" in text
     assert "| a | 0.5800 / 0.4700 |" in text and "| a | medsegdiff-multicbam | ISIC2018 | none |" in text
 
 
