@@ -1,4 +1,4 @@
-"""Memory and time of MedSegDiffNCA, ours against plain autograd and torch.compile.
+"""Memory and time of MedSegDiffNCA, ours against plain autograd.
 
     python benchmarks/denoiser.py saved peak            # bytes kept for backward, and resident peaks (Linux)
     python benchmarks/denoiser.py time                  # a training iteration and a sampled picture, by turns
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import peak
 import record
 import torch
-from denoiser_eager import Answers, CompiledDenoiser, EagerDenoiser
+from denoiser_eager import Answers, EagerDenoiser
 from measure import make_call, saved_bytes, time_interleaved
 from torch import nn
 
@@ -46,7 +46,7 @@ NETWORKS = {
     "small": Network("medsegdiff-small"),
     "small-cbam": Network("medsegdiff-small", ("model.attention=true", "model.attention_reduction=4")),
 }
-PROVIDERS = {"kernel": MedSegDiffNCA, "eager": EagerDenoiser, "compile": CompiledDenoiser}
+PROVIDERS = ("kernel", "eager")
 SAVED = (("plain", 32), ("plain", 64), ("multicbam", 32), ("multicbam", 64), ("small", 64), ("small-cbam", 64))
 PEAKS = (("plain", 128, 1), ("multicbam", 128, 1), ("small", 64, 8), ("small-cbam", 64, 8))
 TIMES = (("plain", 64, 1), ("multicbam", 64, 1), ("small", 64, 8), ("small-cbam", 64, 8))
@@ -56,10 +56,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", metavar="saved|peak|time|table", help="then, for table, records")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="networks to time")
-    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS), help="whom to time")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each call that is timed")
     options = parser.parse_args()
-    if options.what[0] == "peak-here":
+    if options.what[0] == "peak-here":  # what `peak` starts for each figure
         print(peak_here(*options.what[1:3], *map(int, options.what[3:5])))
         return
     if options.what[0] == "table":
@@ -69,16 +68,18 @@ def main() -> None:
     makers: dict[str, Callable[[], Iterable[dict]]] = {
         "saved": saved_rows,
         "peak": peak_rows,
-        "time": lambda: time_rows(options.only, options.providers, options.seconds),
+        "time": lambda: time_rows(options.only, options.seconds),
     }
+    if unknown := [what for what in options.what if what not in makers]:
+        parser.error(f"what must be saved, peak, time or table; got {unknown[0]!r}")
     rows = [row for what in options.what for row in makers[what]()]
     print(record.write(rows, record.describe_run(), RECORDS))
 
 
 def saved_rows() -> Iterable[dict]:
-    """Bytes that a forward pass keeps, per picture and per cell and step; compiling changes them too."""
+    """Bytes that a forward pass keeps for one picture, and the cells and steps that they are shared by."""
     for name, side in SAVED:
-        for provider in ("kernel", "eager"):
+        for provider in PROVIDERS:
             model = build(name, provider)
             count = saved_bytes(Answers(model), picture(side, 1))
             yield row(name, provider, side, 1, "saved", "bytes", count) | {"cell_steps": cell_steps(model, side)}
@@ -87,7 +88,7 @@ def saved_rows() -> Iterable[dict]:
 def peak_rows() -> Iterable[dict]:
     """Resident peak of a training iteration, from a fresh process each."""
     for name, side, batch in PEAKS:
-        for provider in ("kernel", "eager"):
+        for provider in PROVIDERS:
             command = [sys.executable, __file__, "peak-here", name, provider, str(side), str(batch)]
             found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             yield row(name, provider, side, batch, "peak", "bytes", json.loads(found.stdout))
@@ -105,12 +106,12 @@ def peak_here(name: str, provider: str, side: int, batch: int) -> int:
     return peak.read_status("VmHWM") - before
 
 
-def time_rows(names: Iterable[str], providers: Iterable[str], seconds: float) -> Iterable[dict]:
+def time_rows(names: Iterable[str], seconds: float) -> Iterable[dict]:
     """Median milliseconds of a training iteration, and of one picture sampled in ten DDIM steps."""
     for name, side, batch in TIMES:
         if name not in names:
             continue
-        models = {provider: build(name, provider) for provider in providers}
+        models = {provider: build(name, provider) for provider in PROVIDERS}
         calls = {
             "training": {p: make_call(Answers(m), picture(side, batch), "training") for p, m in models.items()},
             "sampling": {p: sampling_call(m, picture(side, 1)) for p, m in models.items()},
@@ -144,7 +145,7 @@ def build(name: str, provider: str) -> MedSegDiffNCA:
         return ours
     options = {key: getattr(cfg.model, key) for key in ("channels", "hidden", "kernel_sizes", "steps", "scales")}
     options |= {key: getattr(cfg.model, key) for key in ("attention", "attention_reduction", "fire_rate")}
-    other = PROVIDERS[provider](**options)
+    other = EagerDenoiser(**options)
     other.load_state_dict(ours.state_dict())
     return other
 
@@ -184,7 +185,8 @@ def page(rows: list[dict]) -> str:
     parts = [
         "# MedSegDiffNCA: memory and time\n\nWritten by `python benchmarks/denoiser.py table` from the records in "
         f"`results/denoiser`. Commit {'; '.join(made)}. {'; '.join(machines)}.\n\n"
-        "eager is plain autograd (`denoiser_eager.py`), compile its step under `torch.compile`.",
+        'eager is plain autograd (`denoiser_eager.py`). "small" is `medsegdiff-small`, "small-cbam" the same with '
+        'attention; "plain" and "multicbam" are the published networks.',
         "## Kept for the backward pass\n\nCounted with hooks on saved tensors, one picture. The last columns multiply "
         "the bytes per cell and step at the larger side by cells, steps and batch of the paper's training: 256x256, "
         "batch 8. They are computed, not measured.",
@@ -204,7 +206,7 @@ def saved_table(found: dict) -> str:
     largest = {name: max(side for n, side in SAVED if n == name) for name, _ in SAVED}
     lines = []
     for name, side in SAVED:
-        pair = [found.get((name, p, side, 1, "saved")) for p in ("kernel", "eager")]
+        pair = [found.get((name, p, side, 1, "saved")) for p in PROVIDERS]
         if None in pair:
             continue
         each = [r["value"] / r["cell_steps"] for r in pair]
@@ -219,7 +221,7 @@ def saved_table(found: dict) -> str:
 def peak_table(found: dict) -> str:
     lines = []
     for name, side, batch in PEAKS:
-        pair = [found.get((name, p, side, batch, "peak")) for p in ("kernel", "eager")]
+        pair = [found.get((name, p, side, batch, "peak")) for p in PROVIDERS]
         if None not in pair:
             ours, eager = (r["value"] for r in pair)
             shown = [f"{value / 1e6:,.0f} MB" for value in (ours, eager)]
@@ -231,10 +233,12 @@ def time_table(found: dict) -> str:
     lines = []
     for name, side, batch in TIMES:
         for mode, size in (("training", batch), ("sampling", 1)):
-            cells = [found.get((name, p, side, size, mode)) for p in PROVIDERS]
-            shown = ["-" if r is None else f"{r['value']:,.1f}" for r in cells]
-            lines.append([f"{name}, {side}x{side}, batch {size}, {mode}", *shown])
-    return markdown("|".join(["case", *PROVIDERS]), lines)
+            pair = [found.get((name, p, side, size, mode)) for p in PROVIDERS]
+            if None not in pair:
+                ours, eager = (r["value"] for r in pair)
+                case = f"{name}, {side}x{side}, batch {size}, {mode}"
+                lines.append([case, f"{ours:,.0f}", f"{eager:,.0f}", f"{eager / ours:.2f}"])
+    return markdown("case|kernel|eager|ratio", lines)
 
 
 def markdown(header: str, lines: list[list[str]]) -> str:

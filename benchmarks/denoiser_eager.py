@@ -35,15 +35,6 @@ class EagerDenoiser(MedSegDiffNCA):
         return state + F.linear(hidden, nca.out_weight) * fires
 
 
-class CompiledDenoiser(EagerDenoiser):
-    """`torch.compile` of the eager step, static shapes."""
-
-    def __init__(self, **options) -> None:
-        super().__init__(**options)
-        torch.compiler.reset()
-        self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
-
-
 def attend(x: Tensor, cbam: CBAM) -> Tensor:
     """CBAM of `[B, C, X, Y]` with PyTorch's own layers."""
     narrow = [
