@@ -128,6 +128,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     seed = cfg.predict.seed if args.seed is None else args.seed
     options = {"name": args.model, "seed": seed, "empty": args.empty, "rule": args.rule}
     scores = evaluate.score_cases(model, cfg, cases, samples=args.samples, **options)
+    scores["data"] = (args.data or args.images).resolve().name
     if args.compare is not None:
         other = evaluate.score_cases(model, cfg, cases, samples=args.compare, **options)
         scores["comparison"] = evaluate.compare_samples(scores, other)
@@ -212,7 +213,7 @@ def _reproduce(args: argparse.Namespace) -> None:
         reproduce.run_missing(paper, args.data, args.out)
     own = [args.out / "runs"] if (args.out / "runs").is_dir() else []
     finished = runs.find_runs([*own, *args.runs])
-    written = reproduce.write_tables(paper, finished, args.out, Path(args.paper).stem)
+    written = reproduce.write_tables(paper, finished, args.out, Path(args.paper).stem, args.data)
     print(f"wrote {', '.join(map(str, written))} from {len(finished)} finished runs")
     missing = [] if args.data is None else reproduce.missing_runs(paper, args.data, finished)
     if missing:

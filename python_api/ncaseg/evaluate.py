@@ -21,10 +21,8 @@ from ncaseg.ensemble import DEFAULT_RULE, FORMULAS
 from ncaseg.files import replacing, write_text
 from ncaseg.models.base import Segmenter
 from ncaseg.predict import predict_case
-from ncaseg.provenance import describe
 from ncaseg.score_samples import format_protocols, score_samples
-
-METRICS = ("hard_dice", "iou", "soft_dice")
+from ncaseg.scores import METRICS, assemble, summarise
 
 
 def find_labelled_cases(
@@ -110,28 +108,16 @@ def score_cases(
         probabilities, labels, _ = predict_case(model, volume, cfg, samples, seed, rule=rule)
         scores = score_volume(probabilities, labels, volume, cfg, empty)
         rows.append({"id": case.id, **scores})
-    classes = rows[0]["classes"]
-    return {
-        "model": name,
-        "recipe": cfg.name,
-        "samples": samples,
-        "seed": seed,
-        "num_cases": len(rows),
-        "mean": _summary(rows, METRICS, np.mean),
-        "std": _summary(rows, METRICS, np.std),
-        "classes": {c: _summary([row["classes"][c] for row in rows], entry, np.mean) for c, entry in classes.items()},
-        "conditions": {
-            "foreground": "every label above 0, merged",
-            "threshold": f"p = {FORMULAS[rule]} > {cfg.predict.threshold}",
-            "averaging": "one score per case, then the mean over cases; std is the population's",
-            "grid": "native voxels of the label; no resampling",
-            "empty": f"prediction and label both empty: {empty}",
-            "soft_dice": "2 sum(p t) / (sum(p) + sum(t)), p the largest over channels; no smoothing",
-        },
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "made": describe(),
-        "cases": rows,
+    conditions = {
+        "threshold": f"p = {FORMULAS[rule]} > {cfg.predict.threshold}",
+        "grid": "native voxels of the label; no resampling",
+        "empty": f"prediction and label both empty: {empty}",
+        "soft_dice": "2 sum(p t) / (sum(p) + sum(t)), p the largest over channels; no smoothing",
     }
+    classes = {
+        c: summarise([row["classes"][c] for row in rows], entry, np.mean) for c, entry in rows[0]["classes"].items()
+    }
+    return assemble(model, cfg, rows, conditions, name=name, samples=samples, seed=seed) | {"classes": classes}
 
 
 def compare_samples(scores: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,12 +211,6 @@ def _describe_gain(scores: Mapping[str, Any]) -> str:
 def _recall(mask: np.ndarray, truth: np.ndarray) -> float | None:
     """Share of the label's cells that the prediction covers; None where the label is absent."""
     return float(mask[truth].mean()) if truth.any() else None
-
-
-def _summary(rows: Sequence[Mapping[str, Any]], names: Sequence[str], reduce) -> dict[str, float | None]:
-    """Mean or deviation of each metric over the rows that have it; None where no row has."""
-    columns = {name: [row[name] for row in rows if row[name] is not None] for name in names}
-    return {name: float(reduce(values)) if values else None for name, values in columns.items()}
 
 
 def _number(value: float) -> float | None:

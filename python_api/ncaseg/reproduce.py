@@ -9,26 +9,38 @@ from typing import Any
 
 import numpy as np
 
-from ncaseg import config, evaluate
+from ncaseg import config, evaluate, mask_tables
 from ncaseg.checkpoint import load_model
-from ncaseg.config import Config
 from ncaseg.files import write_text
+from ncaseg.markdown import table
 from ncaseg.measure import Ensemble
 from ncaseg.paper import VARIANTS, Paper, PlannedRun
 from ncaseg.provenance import describe
 from ncaseg.qc import run_qc
-from ncaseg.runs import Run, significant_differences
+from ncaseg.runs import Run, is_planned
+from ncaseg.score_samples import score_floors
 from ncaseg.train import train
 
 SAMPLES = 10
 
 
-def write_tables(paper: Paper, runs: Sequence[Run], out: str | Path, name: str) -> list[Path]:
-    """Writes the tables as `OUT/NAME.md` and `OUT/NAME.json`, and returns these two."""
+def write_tables(
+    paper: Paper, runs: Sequence[Run], out: str | Path, name: str, data: str | Path | None = None
+) -> list[Path]:
+    """Writes the tables as `OUT/NAME.md` and `OUT/NAME.json`, and returns these two.
+
+    For a paper on sampled masks the runs on the dataset in `data` are drawn as well, see `mask_tables.draw_pictures`.
+    """
     out = Path(out)
-    tables = make_tables(paper, runs)
+    if paper.form == "masks":
+        tables = mask_tables.make_tables(paper, runs)
+        pictures = [] if data is None else mask_tables.draw_pictures(runs, data, out)
+        text = mask_tables.to_markdown(paper, tables, pictures)
+    else:
+        tables = make_tables(paper, runs)
+        text = to_markdown(paper, tables)
     paths = [out / f"{name}.md", out / f"{name}.json"]
-    write_text(paths[0], to_markdown(paper, tables))
+    write_text(paths[0], text)
     write_text(paths[1], json.dumps({"written": describe(), **tables}, indent=1, allow_nan=False) + "\n")
     return paths
 
@@ -55,8 +67,7 @@ def run_missing(paper: Paper, data: str | Path, out: str | Path) -> list[Path]:
         folders.append(Path(out) / "runs" / run.id)
         if not (folders[-1] / "scores.json").exists():
             _train_and_score(run, data, folders[-1])
-        is_random = config.load_recipe(run.recipe).model.kind != "unet"  # only then do its runs have a spread
-        if is_random and run.variant != "no_duplication" and "detection" not in _read_json(folders[-1] / "qc.json"):
+        if _is_inspected(paper, run) and "detection" not in _read_json(folders[-1] / "qc.json"):
             _inspect(paper, data, folders[-1])
     return folders
 
@@ -111,23 +122,15 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
         f"# {paper.title}\n\n{paper.citation}. Dice: mean ± standard deviation over test cases. Ours: {paper.metric}.",
         *(f"* {note}" for note in paper.notes),
         f"\n## Comparison\n\nPaper: {paper.comparison['source']}.\n",
-        _table(["model", *(text for task in tasks for text in (task, "parameters"))], comparison),
+        table(["model", *(text for task in tasks for text in (task, "parameters"))], comparison),
         f"\n## Ablation\n\nPaper: {paper.ablation['source']}. Ours: mean over runs that differ by their seeds only.\n",
-        _table(["", *variants], ablation),
+        table(["", *variants], ablation),
         f"\n## Quality control\n\nPaper: {paper.quality['source']}.\n",
-        _table(["task", "", "detected TP/(TP+FN)", "FN/all", "FN/(FN+TN)", "TP/FP/FN/TN"], quality),
+        table(["task", "", "detected TP/(TP+FN)", "FN/all", "FN/(FN+TN)", "TP/FP/FN/TN"], quality),
         "\n## Conditions of our runs\n",
-        _table(list(tables["runs"][0]), conditions) if conditions else "No finished run was found.",
+        table(list(tables["runs"][0]), conditions) if conditions else "No finished run was found.",
     ]
     return "\n".join(parts) + "\n"
-
-
-def is_planned(planned: PlannedRun, cfg: Config) -> bool:
-    """Whether a recipe is that of a planned run, up to seeds and what changes no result."""
-    try:
-        return not significant_differences(config.load_recipe(planned.recipe, planned.overrides), cfg)
-    except FileNotFoundError:  # a recipe that this installation does not have
-        return False
 
 
 def _comparison(paper: Paper, runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -184,6 +187,12 @@ def _quality(paper: Paper, runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
+def _is_inspected(paper: Paper, run: PlannedRun) -> bool:
+    """Whether quality control has a meaning for this run: only models that are random have a spread."""
+    is_random = paper.form == "volumes" and config.load_recipe(run.recipe).model.kind != "unet"
+    return is_random and run.variant != "no_duplication"
+
+
 def _train_and_score(planned: PlannedRun, data: Path, folder: Path) -> None:
     print(f"run {planned.id}: {planned.recipe} {' '.join(planned.overrides)}")
     name = train(config.load_recipe(planned.recipe, planned.overrides), data, folder)
@@ -194,6 +203,10 @@ def _train_and_score(planned: PlannedRun, data: Path, folder: Path) -> None:
         for samples in (SAMPLES, 1)
     ]
     both[0]["comparison"] = evaluate.compare_samples(*both)
+    both[0]["data"] = data.resolve().name
+    if cfg.model.kind.startswith("medsegdiff"):
+        known = evaluate.restrict(evaluate.find_labelled_cases(data=data), folder / "split.json", "train")
+        both[0]["floors"] = score_floors(cfg, cases, known)
     evaluate.write_json(both[0], folder / "scores.json")
 
 
@@ -223,10 +236,6 @@ def _mean_over(scores: Sequence[Mapping[str, Any]], metric: str) -> list[float] 
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def _dice(numbers: Sequence[float] | None) -> str:

@@ -12,6 +12,7 @@ from ncaseg import config
 from ncaseg.config import Config
 from ncaseg.data.split import Split, load_split
 from ncaseg.models import build_model
+from ncaseg.paper import PlannedRun
 
 # What tells two runs of one experiment apart, or changes no result: not a reason to call them different.
 FREE_KEYS = {
@@ -52,6 +53,7 @@ class Run:
         return {
             "run": self.folder.name,
             "recipe": self.cfg.name,
+            "data": self.scores.get("data"),
             "changes": self.changes,
             "parameters": self.num_parameters,
             "train_cases": len(self.split.train),
@@ -87,6 +89,14 @@ def find_runs(folders: Iterable[str | Path]) -> list[Run]:
 def significant_differences(old: Config, new: Config) -> list[str]:
     """Differences between two recipes that make them different experiments."""
     return [line for line in config.differences(old, new) if line.partition(":")[0] not in FREE_KEYS]
+
+
+def is_planned(planned: PlannedRun, cfg: Config) -> bool:
+    """Whether a recipe is that of a planned run, up to seeds and what changes no result."""
+    try:
+        return not significant_differences(config.load_recipe(planned.recipe, planned.overrides), cfg)
+    except FileNotFoundError:  # a recipe that this installation does not have
+        return False
 
 
 def _read(folder: Path) -> Run:

@@ -16,9 +16,7 @@ from ncaseg.data.resample import resize_image
 from ncaseg.diffusion.ensemble import summarise
 from ncaseg.ensemble import DEFAULT_RULE
 from ncaseg.models.base import Segmenter
-from ncaseg.provenance import describe
-
-METRICS = ("hard_dice", "iou", "soft_dice")
+from ncaseg.scores import assemble
 
 
 def score_samples(
@@ -59,30 +57,15 @@ def score_samples(
     for case in tqdm(cases, desc="evaluate", unit="case", disable=None):
         volume = load_case(case, cfg.data)
         rows.append({"id": case.id, "classes": {}, **score_case(model, volume, cfg, samples, seed)})
-    means = {key: float(np.mean([row[key] for row in rows])) for key in METRICS}
-    protocols.check_means(means["hard_dice"], means["iou"])
-    return {
-        "model": name,
-        "recipe": cfg.name,
-        "samples": samples,
-        "seed": seed,
-        "num_cases": len(rows),
-        "mean": means,
-        "std": {key: float(np.std([row[key] for row in rows])) for key in METRICS},
-        "classes": {},
-        "protocols": _means([row["protocols"] for row in rows]),
-        "conditions": {
-            "foreground": "every label above 0, merged",
-            "threshold": f"mean of the clipped samples, 0 to 1, > {cfg.predict.threshold}",
-            "averaging": "one score per case, then the mean over cases; std is the population's",
-            "grid": "native voxels of the label; the mean map is interpolated linearly",
-            "empty": "prediction and label both empty: one",
-            "sampler": f"{cfg.diffusion.sampler}, {cfg.diffusion.sample_steps} of {cfg.diffusion.timesteps} steps",
-        },
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "made": describe(),
-        "cases": rows,
+    conditions = {
+        "threshold": f"mean of the clipped samples, 0 to 1, > {cfg.predict.threshold}",
+        "grid": "native voxels of the label; the mean map is interpolated linearly",
+        "empty": "prediction and label both empty: one",
+        "sampler": f"{cfg.diffusion.sampler}, {cfg.diffusion.sample_steps} of {cfg.diffusion.timesteps} steps",
     }
+    result = assemble(model, cfg, rows, conditions, name=name, samples=samples, seed=seed)
+    protocols.check_means(result["mean"]["hard_dice"], result["mean"]["iou"])
+    return result | {"classes": {}, "protocols": _means([row["protocols"] for row in rows])}
 
 
 def score_case(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ TINY = [
     "model.channels=8",
     "model.hidden=12",
     "model.steps=[2, 2]",
+    "model.attention=true",
     "data.size=[16, 16, 1]",
     "data.validation_fraction=0.25",
     "train.batch_size=2",
@@ -30,6 +31,7 @@ TINY = [
     "train.validate_every=3",
     "diffusion.validate_steps=2",
     "diffusion.sample_steps=3",
+    "diffusion.image_weight=1.0",
 ]
 
 

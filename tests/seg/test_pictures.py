@@ -14,7 +14,9 @@ from ncaseg.data.index import Case, find_cases
 from ncaseg.data.lesions import make_lesion, write_lesions
 from ncaseg.data.resample import resize_image, resize_mask
 
-CFG = config.load_recipe("medsegdiff-small")
+RECIPE = "medsegdiff-small"
+STORED = "data.intensity=stored"
+CFG = config.load_recipe(RECIPE, [STORED])
 
 
 def save(path, pixels):
@@ -54,7 +56,7 @@ def test_pictures_beside_volumes_are_not_read(tmp_path):
 
 
 def load(tmp_path, picture, mask, *overrides):
-    cfg = config.load_recipe("medsegdiff-small", overrides)
+    cfg = config.load_recipe(RECIPE, [STORED, *overrides])
     case = Case("x", save(tmp_path / "x.png", picture), save(tmp_path / "m" / "x.png", mask))
     return load_case(case, cfg.data)
 
@@ -141,7 +143,7 @@ def test_lesions_are_reproducible_and_visible(tmp_path):
 
 def test_batches_of_pictures_are_augmented_together(tmp_path):
     cases = find_cases(write_lesions(tmp_path, 2, size=(64, 64)))
-    cfg = config.load_recipe("medsegdiff-small", ["augment.flip=[1.0, 0.0, 0.0]", "train.batch_size=2"])
+    cfg = config.load_recipe(RECIPE, ["augment.flip=[1.0, 0.0, 0.0]", "train.batch_size=2"])
     store = CaseStore(cases, cfg.data)
     image, target = batches.load_batch(store, tuple(case.id for case in cases), cfg, 0, 0)
     assert image.shape == (2, 3, 64, 64, 1) and target.shape == (2, 1, 64, 64, 1)
@@ -165,8 +167,8 @@ def test_isic_is_found_and_read():
 
 def test_the_intensity_of_the_file_needs_no_second_clipping():
     with pytest.raises(ValueError, match="data.clip_again must be false"):
-        config.load_recipe("medsegdiff-small", ["data.clip_again=true"])
+        config.load_recipe(RECIPE, [STORED, "data.clip_again=true"])
     with pytest.raises(ValueError, match="data.resample must be one of"):
-        config.load_recipe("medsegdiff-small", ["data.resample=lanczos"])
+        config.load_recipe(RECIPE, ["data.resample=lanczos"])
     with pytest.raises(ValueError, match="data.intensity must be one of"):
-        config.load_recipe("medsegdiff-small", ["data.intensity=raw"])
+        config.load_recipe(RECIPE, ["data.intensity=raw"])

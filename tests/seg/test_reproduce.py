@@ -66,7 +66,7 @@ def test_runs_stand_where_they_belong(m3d, tmp_path):
     assert row["ours"]["no_ensemble"] == pytest.approx([0.87, 0.03])
     text = reproduce.to_markdown(m3d, tables)
     assert "| hippocampus | ours: a, soft_dice < 0.8, NQM > 0.2 | 90.0 % | 5.0 % | 10.0 % | 9/1/1/9 |" in text
-    assert "| a | m3d-hippocampus | none | 8768 | 3 | 1 | 0 | 0 | 10 | 0 | abc | a CPU |" in text
+    assert "| a | m3d-hippocampus | unknown | none | 8768 | 3 | 1 | 0 | 0 | 10 | 0 | abc | a CPU |" in text
     planned = [run.id for run in m3d.plan if run.task == "hippocampus"]
     found = {"hippocampus", "hippocampus-no-duplication"}
     missing = reproduce.missing_runs(m3d, tmp_path / "task04_hippocampus", find_runs([tmp_path]))

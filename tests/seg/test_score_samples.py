@@ -21,6 +21,7 @@ SMALL = [
     "model.channels=8",
     "model.hidden=8",
     "model.steps=[1, 1]",
+    "model.attention=true",
     "data.size=[16, 16, 1]",
     "diffusion.sample_steps=2",
     "diffusion.validate_steps=2",

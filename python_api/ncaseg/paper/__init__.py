@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 SUFFIX = ".toml"
+FORMS = ("volumes", "masks")
 VARIANTS = ("standard", "no_duplication", "no_ensemble")
 
 
@@ -30,7 +31,11 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Paper:
-    """The numbers as printed (`comparison`, `ablation`, `quality`: each with `source` and `rows`), and the plan."""
+    """The numbers as printed (`comparison`, `ablation`, `quality`: each with `source` and `rows`), and the plan.
+
+    `form` says which tables are made of them: "volumes" those of `ncaseg.reproduce`, "masks" those of
+    `ncaseg.mask_tables`, which have no quality control.
+    """
 
     title: str
     citation: str
@@ -38,13 +43,14 @@ class Paper:
     notes: tuple[str, ...]
     comparison: Mapping[str, Any]
     ablation: Mapping[str, Any]
-    quality: Mapping[str, Any]
     plan: tuple[PlannedRun, ...]
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    form: str = "volumes"
 
     @property
     def tasks(self) -> list[str]:
         """The tasks of the comparison, in the order of its columns."""
-        return [row["task"] for row in self.quality["rows"]]
+        return [row["task"] for row in self.quality.get("rows", ())]
 
 
 def names() -> list[str]:
@@ -75,9 +81,12 @@ def load_paper(name_or_path: str | Path) -> Paper:
 def _parse(tree: dict[str, Any], name: str) -> Paper:
     try:
         plan = tuple(_planned(entry) for entry in tree.pop("runs"))
-        return Paper(notes=tuple(tree.pop("notes")), plan=plan, **tree)
+        paper = Paper(notes=tuple(tree.pop("notes")), plan=plan, **tree)
     except (KeyError, TypeError) as error:
         raise ValueError(f"paper {name} has a key missing or unknown: {error}") from error
+    if paper.form not in FORMS:
+        raise ValueError(f"form of paper {name} must be one of {', '.join(FORMS)}; got {paper.form!r}")
+    return paper
 
 
 def _planned(entry: dict[str, Any]) -> PlannedRun:

@@ -1,0 +1,250 @@
+"""Memory and time of MedSegDiffNCA, ours against plain autograd.
+
+    python benchmarks/denoiser.py saved peak            # bytes kept for backward, and resident peaks (Linux)
+    python benchmarks/denoiser.py time                  # a training iteration and a sampled picture, by turns
+    python benchmarks/denoiser.py table [RECORD ...]    # the records as DENOISER.md; without names, the newest ones
+
+Each call of the first two appends a record below results/denoiser.
+"""
+
+import argparse
+import ctypes
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import peak
+import record
+import torch
+from denoiser_eager import Answers, EagerDenoiser
+from measure import make_call, saved_bytes, time_interleaved
+from torch import nn
+
+from ncaseg import config, medsegdiff
+from ncaseg.models import build_model
+from ncaseg.models.medsegdiffnca import MedSegDiffNCA
+
+RECORDS = record.RESULTS / "denoiser"
+PAGE = Path(__file__).with_name("DENOISER.md")
+PUBLISHED = (256, 8)  # side and batch of the paper
+WARM_UP_SIDE = 16
+
+
+class Network(NamedTuple):
+    """A recipe with changes, as the rows name it."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+
+
+NETWORKS = {
+    "plain": Network("medsegdiff-plain"),
+    "multicbam": Network("medsegdiff-multicbam"),
+    "small": Network("medsegdiff-small"),
+    "small-cbam": Network("medsegdiff-small", ("model.attention=true", "model.attention_reduction=4")),
+}
+PROVIDERS = ("kernel", "eager")
+SAVED = (("plain", 32), ("plain", 64), ("multicbam", 32), ("multicbam", 64), ("small", 64), ("small-cbam", 64))
+PEAKS = (("plain", 128, 1), ("multicbam", 128, 1), ("small", 64, 8), ("small-cbam", 64, 8))
+TIMES = (("plain", 64, 1), ("multicbam", 64, 1), ("small", 64, 8), ("small-cbam", 64, 8))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", metavar="saved|peak|time|table", help="then, for table, records")
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="networks to time")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each call that is timed")
+    options = parser.parse_args()
+    if options.what[0] == "peak-here":  # what `peak` starts for each figure
+        print(peak_here(*options.what[1:3], *map(int, options.what[3:5])))
+        return
+    if options.what[0] == "table":
+        paths = [Path(name) for name in options.what[1:]] or sorted(RECORDS.glob("*/*.jsonl"))
+        record.write_file(PAGE, page([row for path in paths for row in record.read(path)]))
+        return
+    makers: dict[str, Callable[[], Iterable[dict]]] = {
+        "saved": saved_rows,
+        "peak": peak_rows,
+        "time": lambda: time_rows(options.only, options.seconds),
+    }
+    if unknown := [what for what in options.what if what not in makers]:
+        parser.error(f"what must be saved, peak, time or table; got {unknown[0]!r}")
+    rows = [row for what in options.what for row in makers[what]()]
+    print(record.write(rows, record.describe_run(), RECORDS))
+
+
+def saved_rows() -> Iterable[dict]:
+    """Bytes that a forward pass keeps for one picture, and the cells and steps that they are shared by."""
+    for name, side in SAVED:
+        for provider in PROVIDERS:
+            model = build(name, provider)
+            count = saved_bytes(Answers(model), picture(side, 1))
+            yield row(name, provider, side, 1, "saved", "bytes", count) | {"cell_steps": cell_steps(model, side)}
+
+
+def peak_rows() -> Iterable[dict]:
+    """Resident peak of a training iteration, from a fresh process each."""
+    for name, side, batch in PEAKS:
+        for provider in PROVIDERS:
+            command = [sys.executable, __file__, "peak-here", name, provider, str(side), str(batch)]
+            found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            yield row(name, provider, side, batch, "peak", "bytes", json.loads(found.stdout))
+
+
+def peak_here(name: str, provider: str, side: int, batch: int) -> int:
+    """The most resident memory of one training iteration beyond parameters and picture; nothing may have run before."""
+    module = Answers(build(name, provider))
+    make_call(module, picture(WARM_UP_SIDE, 1), "training")()
+    call = make_call(module, picture(side, batch), "training")
+    ctypes.CDLL(None).malloc_trim(0)
+    before = peak.read_status("VmRSS")
+    peak.CLEAR_REFS.write_text(peak.RESET_HIGH_WATER_MARK)
+    call()
+    return peak.read_status("VmHWM") - before
+
+
+def time_rows(names: Iterable[str], seconds: float) -> Iterable[dict]:
+    """Median milliseconds of a training iteration, and of one picture sampled in ten DDIM steps."""
+    for name, side, batch in TIMES:
+        if name not in names:
+            continue
+        models = {provider: build(name, provider) for provider in PROVIDERS}
+        calls = {
+            "training": {p: make_call(Answers(m), picture(side, batch), "training") for p, m in models.items()},
+            "sampling": {p: sampling_call(m, picture(side, 1)) for p, m in models.items()},
+        }
+        for mode, ours in calls.items():
+            for provider, timing in time_interleaved(ours, seconds=seconds, min_rounds=3, max_rounds=20).items():
+                size = batch if mode == "training" else 1
+                spread = {"value_p20": timing.p20_ms, "value_p80": timing.p80_ms, "rounds": timing.num_rounds}
+                yield row(name, provider, side, size, mode, "ms", timing.p50_ms) | spread
+
+
+def sampling_call(model: MedSegDiffNCA, image: torch.Tensor) -> Callable[[], None]:
+    how = config.load_recipe("medsegdiff-small").diffusion
+    return lambda: void(medsegdiff.sample_masks(model, image, how, seed=0))
+
+
+def void(_: object) -> None:
+    """Drop a result."""
+
+
+def build(name: str, provider: str) -> MedSegDiffNCA:
+    """A network with random weights, the same for all providers; the last layers too, which would be zero."""
+    network = NETWORKS[name]
+    cfg = config.load_recipe(network.recipe, network.overrides)
+    torch.manual_seed(0)
+    ours = build_model(cfg.model)
+    assert isinstance(ours, MedSegDiffNCA)
+    for level in ours.levels:
+        nn.init.normal_(level.out_weight, std=0.01)
+    if provider == "kernel":
+        return ours
+    options = {key: getattr(cfg.model, key) for key in ("channels", "hidden", "kernel_sizes", "steps", "scales")}
+    options |= {key: getattr(cfg.model, key) for key in ("attention", "attention_reduction", "fire_rate")}
+    other = EagerDenoiser(**options)
+    other.load_state_dict(ours.state_dict())
+    return other
+
+
+def picture(side: int, batch: int) -> torch.Tensor:
+    return torch.rand(batch, 3, side, side, 1, generator=torch.Generator().manual_seed(0))
+
+
+def cell_steps(model: MedSegDiffNCA, side: int) -> int:
+    """Cells times steps of one pass over one picture, over all levels."""
+    total, cells = 0, side * side
+    for level in reversed(range(len(model.steps))):
+        total += cells * model.steps[level]
+        if level > 0:
+            x, y, _ = model.scales[level - 1]
+            cells //= x * y
+    return total
+
+
+def row(name: str, provider: str, side: int, batch: int, metric: str, unit: str, value: float) -> dict:
+    return {
+        "network": name,
+        "provider": provider,
+        "side": side,
+        "batch": batch,
+        "metric": metric,
+        "unit": unit,
+        "value": value,
+    }
+
+
+def page(rows: list[dict]) -> str:
+    """The records as a Markdown page; where a figure was measured more than once, the last one counts."""
+    found = {(r["network"], r["provider"], r["side"], r["batch"], r["metric"]): r for r in rows}
+    made = sorted({f"{r['commit']}{' with changes' if r['dirty'] else ''}, {r['date'][:10]}" for r in rows})
+    machines = sorted({f"{r['machine']['cpu']}, {r['machine']['torch_threads']} threads" for r in rows})
+    parts = [
+        "# MedSegDiffNCA: memory and time\n\nWritten by `python benchmarks/denoiser.py table` from the records in "
+        f"`results/denoiser`. Commit {'; '.join(made)}. {'; '.join(machines)}.\n\n"
+        'eager is plain autograd (`denoiser_eager.py`). "small" is `medsegdiff-small`, "small-cbam" the same with '
+        'attention; "plain" and "multicbam" are the published networks.',
+        "## Kept for the backward pass\n\nCounted with hooks on saved tensors, one picture. The last columns multiply "
+        "the bytes per cell and step at the larger side by cells, steps and batch of the paper's training: 256x256, "
+        "batch 8. They are computed, not measured.",
+        saved_table(found),
+        "## Resident peak of a training iteration\n\nHigh-water mark of a process of its own, beyond parameters and "
+        "libraries.",
+        peak_table(found),
+        "## Time\n\nMedians in milliseconds: a training iteration (forward and backward), and one picture sampled in "
+        "ten DDIM steps, batch 1.",
+        time_table(found),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def saved_table(found: dict) -> str:
+    header = "network, side|kernel, B per cell-step|eager, B per cell-step|ratio|kernel, 256x256 x 8|eager, 256x256 x 8"
+    largest = {name: max(side for n, side in SAVED if n == name) for name, _ in SAVED}
+    lines = []
+    for name, side in SAVED:
+        pair = [found.get((name, p, side, 1, "saved")) for p in PROVIDERS]
+        if None in pair:
+            continue
+        each = [r["value"] / r["cell_steps"] for r in pair]
+        cells = [f"{name}, {side}", *(f"{value:,.0f}" for value in each), f"{each[1] / each[0]:.1f}"]
+        steps = cell_steps(build(name, "kernel"), PUBLISHED[0]) * PUBLISHED[1]
+        is_published = side == largest[name] and not name.startswith("small")
+        cells += [f"{value * steps / 1e9:.2f} GB" for value in each] if is_published else ["", ""]
+        lines.append(cells)
+    return markdown(header, lines)
+
+
+def peak_table(found: dict) -> str:
+    lines = []
+    for name, side, batch in PEAKS:
+        pair = [found.get((name, p, side, batch, "peak")) for p in PROVIDERS]
+        if None not in pair:
+            ours, eager = (r["value"] for r in pair)
+            shown = [f"{value / 1e6:,.0f} MB" for value in (ours, eager)]
+            lines.append([f"{name}, {side}x{side}, batch {batch}", *shown, f"{eager / ours:.1f}"])
+    return markdown("network|kernel|eager|ratio", lines)
+
+
+def time_table(found: dict) -> str:
+    lines = []
+    for name, side, batch in TIMES:
+        for mode, size in (("training", batch), ("sampling", 1)):
+            pair = [found.get((name, p, side, size, mode)) for p in PROVIDERS]
+            if None not in pair:
+                ours, eager = (r["value"] for r in pair)
+                case = f"{name}, {side}x{side}, batch {size}, {mode}"
+                lines.append([case, f"{ours:,.0f}", f"{eager:,.0f}", f"{eager / ours:.2f}"])
+    return markdown("case|kernel|eager|ratio", lines)
+
+
+def markdown(header: str, lines: list[list[str]]) -> str:
+    cells = header.split("|")
+    return "\n".join("| " + " | ".join(line) + " |" for line in [cells, ["---"] * len(cells), *lines])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What is measured computes the same thing: eager against ours, all cells firing; and what it keeps is what it must."""
+
+import denoiser
+import pytest
+import record
+import torch
+from denoiser_eager import Answers, EagerDenoiser
+from measure import saved_bytes
+
+from ncaseg.models.medsegdiffnca import MedSegDiffNCA
+
+OPTIONS = {"channels": 8, "hidden": 12, "kernel_sizes": (3, 3), "steps": (3, 2), "scales": ((4, 4, 1),)}
+
+
+def pair(other, **options):
+    torch.manual_seed(0)
+    ours = MedSegDiffNCA(**OPTIONS | {"fire_rate": 1.0, "attention_reduction": 4} | options)
+    for level in ours.levels:
+        torch.nn.init.normal_(level.out_weight, std=0.1)
+    theirs = other(**OPTIONS | {"fire_rate": 1.0, "attention_reduction": 4} | options)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def gradients(model, image):
+    module = Answers(model)
+    out = module(image.clone().requires_grad_())
+    out.square().sum().backward()
+    return [out.detach(), *(parameter.grad for parameter in module.parameters())]
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_eager_is_the_same_network(attention, levels):
+    options = {} if levels == 2 else {"kernel_sizes": (3,), "steps": (3,), "scales": ()}
+    found = [gradients(m, denoiser.picture(16, 2)) for m in pair(EagerDenoiser, attention=attention, **options)]
+    for ours, eager in zip(*found, strict=True):
+        torch.testing.assert_close(eager, ours, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("attention", "least"), [(False, 3588), (True, 4116)])
+def test_eager_keeps_what_its_layers_need(attention, least):
+    """Per cell and step at 64 channels and 512 hidden: state 256, two padded copies 512, perception 768, hidden 2048,
+    fire mask 4; attention 528 more. The border of the padded copies comes on top."""
+    sizes = {"channels": 64, "hidden": 512, "kernel_sizes": (3,), "steps": (4,), "scales": ()}
+    ours, eager = pair(EagerDenoiser, **sizes, attention=attention)
+    image, count = denoiser.picture(32, 1), 32 * 32 * 4
+    assert saved_bytes(Answers(eager), image) / count == pytest.approx(least, rel=0.09)
+    assert saved_bytes(Answers(ours), image) / count == pytest.approx(256, rel=0.3)  # the states
+
+
+def test_fire_masks_are_drawn_anew_per_cell_and_step():
+    _, eager = pair(EagerDenoiser, fire_rate=0.5, kernel_sizes=(3,), steps=(1,), scales=())
+    state = torch.rand(1, 32, 32, 8)
+    changed = [(eager.step(eager.levels[0], None, state) != state).any(-1) for _ in range(2)]
+    assert all(0.4 < mask.float().mean() < 0.6 for mask in changed) and not torch.equal(*changed)
+
+
+def test_cells_times_steps_of_two_levels():
+    assert denoiser.cell_steps(denoiser.build("multicbam", "kernel"), 256) == 655_360 + 40_960
+
+
+def test_the_page_is_that_of_the_records():
+    rows = [row for path in sorted(denoiser.RECORDS.glob("*/*.jsonl")) for row in record.read(path)]
+    assert rows and denoiser.page(rows) == denoiser.PAGE.read_text()
+    assert not any(row["dirty"] for row in rows)
