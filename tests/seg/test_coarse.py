@@ -100,7 +100,9 @@ def test_posterior_undoes_the_forward_step_in_distribution():
     assert back.mean().item() == pytest.approx(x_tau.mean().item(), abs=0.01)
     assert back.std().item() == pytest.approx(x_tau.std().item(), abs=0.01)
     covariance = ((back - back.mean()) * (x_next - x_next.mean())).mean()
-    assert covariance.item() == pytest.approx(((x_tau - x_tau.mean()) * (x_next - x_next.mean())).mean().item(), abs=0.01)
+    assert covariance.item() == pytest.approx(
+        ((x_tau - x_tau.mean()) * (x_next - x_next.mean())).mean().item(), abs=0.01
+    )
 
 
 def test_sampling_visits_every_level_once_and_returns_the_last_estimate():
@@ -150,7 +152,9 @@ def test_monai_has_the_same_posterior(steps):
     from monai.networks.schedulers.scheduler import NoiseSchedules
 
     name = f"coarse_test_{steps}"
-    NoiseSchedules.add_def(name, "the schedule under test")(lambda num_train_timesteps: _betas(make_coarse_schedule(num_train_timesteps)))
+    NoiseSchedules.add_def(name, "the schedule under test")(
+        lambda num_train_timesteps: _betas(make_coarse_schedule(num_train_timesteps))
+    )
     library = schedulers.DDPMScheduler(
         steps, schedule=name, prediction_type="sample", variance_type="fixed_small", clip_sample=False
     )

@@ -2,13 +2,23 @@
 
 import dataclasses
 
+from ncaseg.settings.cdal import CdalConfig
 from ncaseg.settings.checks import require
 from ncaseg.settings.data import AugmentConfig, DataConfig
 from ncaseg.settings.diffusion import DiffusionConfig
 from ncaseg.settings.model import ModelConfig
 from ncaseg.settings.training import PredictConfig, TrainConfig
 
-__all__ = ["AugmentConfig", "Config", "DataConfig", "DiffusionConfig", "ModelConfig", "PredictConfig", "TrainConfig"]
+__all__ = [
+    "AugmentConfig",
+    "CdalConfig",
+    "Config",
+    "DataConfig",
+    "DiffusionConfig",
+    "ModelConfig",
+    "PredictConfig",
+    "TrainConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +32,7 @@ class Config:
     augment: AugmentConfig = AugmentConfig()
     predict: PredictConfig = PredictConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    cdal: CdalConfig = CdalConfig()
 
     def __post_init__(self) -> None:
         allowed = (1, len(self.data.labels))

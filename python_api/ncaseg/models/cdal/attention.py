@@ -11,10 +11,6 @@ from torch import Tensor
 
 from ncaseg.models.cdal.discriminator import Discriminator
 
-OF_DISCRIMINATOR = ("raw", "normalized", "sigmoid", "shuffled")
-WITHOUT_DISCRIMINATOR = ("off", "constant", "zero")
-ATTENTIONS = (*OF_DISCRIMINATOR, *WITHOUT_DISCRIMINATOR)
-
 
 @torch.no_grad()
 def attention_map(

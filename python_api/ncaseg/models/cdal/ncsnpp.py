@@ -1,4 +1,4 @@
-"""NCSN++ with a latent: a U-Net of residual blocks, their norms modulated by z, the image through an encoder of its own.
+"""NCSN++ with a latent: a U-Net whose norms are modulated by z, with an encoder of its own for the image.
 
 Reference:
     Song et al., Score-based generative modeling through stochastic differential equations, ICLR 2021, appendix H;
@@ -111,9 +111,7 @@ class Down(nn.Module):
         self, ndim: int, channels: int, out: int, *, blocks: int, attends: bool, carried: int | None, **options: int
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            ResBlock(ndim, channels if i == 0 else out, out, **options) for i in range(blocks)
-        )
+        self.blocks = nn.ModuleList(ResBlock(ndim, channels if i == 0 else out, out, **options) for i in range(blocks))
         self.attention = nn.ModuleList(SelfAttention(ndim, out) for _ in range(blocks if attends else 0))
         self.step = self.carry = None
         if carried is not None:
@@ -137,7 +135,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """One level on the way up: one residual block per skip, attention once if asked for, and a step up but at the top."""
+    """One level on the way up: a residual block per skip, attention once if asked for, and a step up but at the top."""
 
     def __init__(
         self,

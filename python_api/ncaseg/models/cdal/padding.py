@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def in_multiples(run: Callable[..., Tensor], inputs: Sequence[Tensor], multiple: int) -> Tensor:
-    """``run(*inputs)`` on tensors ``[B, C, *S]`` mirrored at the end of each axis up to a multiple, the result cut back.
+    """``run(*inputs)`` on tensors ``[B, C, *S]``, mirrored at the end of axes up to a multiple; the result is cut back.
 
     Mirroring keeps noise what it is. Sizes that are multiples already go in as they are.
 
