@@ -96,13 +96,13 @@ def score_cases(
 
     Returns:
         What `ncaseg evaluate --json` writes: `mean`, `std`, `cases`, `classes` (means per class), `model`, `samples`,
-        `seed`, `conditions`, `made` (commit, machine); plain numbers, strings, lists and dicts. A model that samples
-        masks gets `protocols` as well, see `ncaseg.score_samples`.
+        `seed`, `conditions`, `made` (commit, machine); plain numbers, strings, lists and dicts. A MedSegDiffNCA gets
+        `protocols` as well, see `ncaseg.score_samples`.
 
     Raises:
         ValueError: a model that samples masks is given an `empty` or a `rule` that it does not have.
     """
-    if cfg.model.is_diffusion:
+    if cfg.model.kind == "medsegdiff":
         return score_samples(model, cfg, cases, name=name, samples=samples, seed=seed, empty=empty, rule=rule)
     rows = []
     for case in tqdm(cases, desc="evaluate", unit="case", disable=None):
@@ -122,7 +122,7 @@ def score_cases(
         "classes": {c: _summary([row["classes"][c] for row in rows], entry, np.mean) for c, entry in classes.items()},
         "conditions": {
             "foreground": "every label above 0, merged",
-            "threshold": f"p = {FORMULAS[rule]} > {cfg.predict.threshold}",
+            "threshold": _describe_threshold(cfg, rule),
             "averaging": "one score per case, then the mean over cases; std is the population's",
             "grid": "native voxels of the label; no resampling",
             "empty": f"prediction and label both empty: {empty}",
@@ -214,6 +214,13 @@ def _overlap(mask: np.ndarray, probability: np.ndarray, truth: np.ndarray, empty
         "iou": _number(metrics.iou(mask, truth, empty)),
         "soft_dice": _number(metrics.soft_dice(probability, truth, empty)),
     }
+
+
+def _describe_threshold(cfg: Config, rule: str) -> str:
+    if cfg.model.has_background:
+        return "the channel, background or class, with the highest mean of the samples"
+    formula = "mean of the samples, 0 to 1," if cfg.model.is_diffusion else FORMULAS[rule]
+    return f"p = {formula} > {cfg.predict.threshold}"
 
 
 def _describe_gain(scores: Mapping[str, Any]) -> str:

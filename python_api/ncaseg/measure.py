@@ -42,7 +42,7 @@ class Ensemble:
         if self.cfg.model.is_diffusion:
             raise ValueError(
                 f"model.kind must not be {self.cfg.model.kind!r} for quality control, whose artefacts and thresholds "
-                "are made for segmenters; the NQM of sampled masks is in `ncaseg evaluate --json`"
+                "are made for segmenters; the NQM of MedSegDiffNCA's samples is in `ncaseg evaluate --json`"
             )
 
     def conditions(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A diffusion of two or four levels: its schedule, Markov pairs for training, the posterior, and sampling.
 
-There are levels k = 0..T: 0 is exactly clean, T is noise. A network is told ``tau`` in 0..T-1, which means the step from
-level ``tau + 1`` down to level ``tau``. Every sample of a batch has a ``tau`` of its own.
+There are levels k = 0..T: 0 is exactly clean, T is noise. A network is told ``tau`` in 0..T-1, which means the step
+from level ``tau + 1`` down to level ``tau``. Every sample of a batch has a ``tau`` of its own.
 
 Reference:
     Xiao, Kreis, Vahdat, Tackling the generative learning trilemma with denoising diffusion GANs, ICLR 2022.

@@ -99,7 +99,7 @@ class Discriminator(nn.Module):
 
     def features(self, x_tau: Tensor, tau: Tensor, x_next: Tensor, upto: int | None = None) -> list[Tensor]:
         """What the stem (index 0) and every block (1, 2, ...) give, as it is, up to index ``upto``."""
-        time = self.time(embed_time(tau, self.time_width))
+        time = self.time(embed_time(tau, self.time_width).to(x_tau))
         found = [self.stem(torch.cat([x_tau, x_next], dim=1))]
         for block in self.blocks[:upto]:
             found.append(block(found[-1], time))

@@ -1,4 +1,4 @@
-"""What generators and discriminators are built of: initial values, embeddings, modulated norms, resampling. 2D and 3D."""
+"""What generators and discriminators of 2 and 3 axes are made of: initial values, embeddings, norms, resampling."""
 
 import math
 
@@ -40,7 +40,7 @@ def group_norm(channels: int, *, affine: bool = True, limit: int | None = None, 
 
 
 def embed_time(tau: Tensor, width: int) -> Tensor:
-    """Sines, then cosines of tau ``[B]`` at ``width / 2`` frequencies from 1 down to 1/10000: float32 ``[B, width]``."""
+    """Sines, then cosines of tau ``[B]`` at ``width / 2`` frequencies from 1 to 1/10000: float32 ``[B, width]``."""
     half = width // 2
     rate = math.log(10_000) / max(1, half - 1)
     angles = tau.float()[:, None] * torch.exp(-rate * torch.arange(half, device=tau.device))[None]

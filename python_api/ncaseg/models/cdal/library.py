@@ -29,7 +29,7 @@ class Modulated(nn.Module):
 
 
 class Behind(nn.Module):
-    """``[time, 0]`` of a time embedding, or ``[0, w]`` of a mapped latent: their sum carries both through MONAI's net."""
+    """``[time, 0]`` of a time embedding, or ``[0, w]`` of a mapped latent: their sum carries both through MONAI."""
 
     def __init__(self, time: int, style: int, *, is_latent: bool) -> None:
         super().__init__()

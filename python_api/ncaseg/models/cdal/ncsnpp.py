@@ -256,7 +256,7 @@ class NCSNpp(Generator):
     ) -> Tensor:
         """See :class:`Generator`; ``seed``, ``first_sample`` and ``keep_every`` have no effect."""
         w = None if self.latent_map is None else self.latent_map(z)
-        time = self.time(embed_time(tau, self.width))
+        time = self.time(embed_time(tau, self.width).to(x))
         return in_multiples(lambda *both: self._run(*both, time, w), (x, image), self.multiple)
 
     def _run(self, x: Tensor, image: Tensor, time: Tensor, w: Tensor | None) -> Tensor:
