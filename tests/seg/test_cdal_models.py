@@ -267,6 +267,13 @@ def test_attention_is_the_mean_of_the_raw_features(ndim):
     assert torch.equal(shuffled, attend("shuffled"))
 
 
+def test_labels_too_small_for_the_discriminator_are_named():
+    net = Discriminator(ndim=2, label_channels=1, layout="large", width=2, time_width=4)
+    x, tau = torch.zeros(1, 1, 64, 63), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"labels must have at least 64 cells .* large discriminator; got \(64, 63\)"):
+        net(x, tau, x)
+
+
 def test_unknown_layouts_are_named():
     for name in ("layout", "init"):
         with pytest.raises(ValueError, match=f"{name} must be one of .*; got 'nope'"):

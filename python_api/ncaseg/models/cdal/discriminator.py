@@ -69,7 +69,7 @@ class Discriminator(nn.Module):
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
         if init not in INITS:
             raise ValueError(f"init must be one of {', '.join(INITS)}; got {init!r}")
-        self.time_width = time_width
+        self.layout, self.time_width = layout, time_width
         self.time = nn.Sequential(
             init_uniform(nn.Linear(time_width, time_width), mode="out"),
             nn.LeakyReLU(SLOPE),
@@ -98,7 +98,17 @@ class Discriminator(nn.Module):
         return self.end(h.flatten(2).sum(dim=2))[:, 0]
 
     def features(self, x_tau: Tensor, tau: Tensor, x_next: Tensor, upto: int | None = None) -> list[Tensor]:
-        """What the stem (index 0) and every block (1, 2, ...) give, as it is, up to index ``upto``."""
+        """What the stem (index 0) and every block (1, 2, ...) give, as it is, up to index ``upto``.
+
+        Raises:
+            ValueError: an axis is too short for all halvings of the layout.
+        """
+        least = 2 ** sum(halves for _, halves in LAYOUTS[self.layout])
+        if min(x_tau.shape[2:]) < least:
+            raise ValueError(
+                f"labels must have at least {least} cells on every axis for a {self.layout} discriminator; got "
+                f"{tuple(x_tau.shape[2:])}. Enlarge what is trained on, or set cdal.discriminator"
+            )
         time = self.time(embed_time(tau, self.time_width).to(x_tau))
         found = [self.stem(torch.cat([x_tau, x_next], dim=1))]
         for block in self.blocks[:upto]:
