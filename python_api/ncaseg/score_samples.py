@@ -13,6 +13,7 @@ from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case
 from ncaseg.data.resample import resize_image
+from ncaseg.data.standard import unstandardise
 from ncaseg.diffusion.ensemble import summarise
 from ncaseg.ensemble import DEFAULT_RULE
 from ncaseg.models.base import Segmenter
@@ -127,7 +128,8 @@ def score_floors(cfg: Config, cases: Sequence[Case], known: Sequence[Case] = ())
     rows = []
     for case in cases:
         volume = load_case(case, cfg.data)
-        masks = {"everything": np.ones(volume.image.shape[1:], bool), "otsu": protocols.otsu(volume.image[-1])}
+        last = unstandardise(volume.image, cfg.data)[-1]
+        masks = {"everything": np.ones(last.shape, bool), "otsu": protocols.otsu(last)}
         if constant is not None:
             masks["constant"] = constant
         truth = grid_truth(volume) > 0.5
