@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ncaseg import medsegdiff, metrics, protocols
 from ncaseg.config import Config
-from ncaseg.data.dataset import Volume, load_case
+from ncaseg.data.dataset import Volume, load_case, pad_end
 from ncaseg.data.index import Case
 from ncaseg.data.resample import resize_image
 from ncaseg.data.standard import unstandardise
@@ -144,6 +144,12 @@ def grid_truth(volume: Volume) -> np.ndarray:
         return resize_image(truth[None], volume.image.shape[1:], "area")[0]
     missing = [(0, grid - n) for grid, n in zip(volume.image.shape[1:], truth.shape, strict=True)]
     return np.pad(truth, missing)
+
+
+def grid_mask(volume: Volume) -> np.ndarray:
+    """The foreground `[*S]` on the network's grid by nearest neighbour, bool; the padding is none."""
+    masks = volume.to_content((volume.require_label() > 0)[None].astype(np.float32))
+    return pad_end(masks, volume.image.shape[1:])[0] > 0
 
 
 def format_protocols(scores: Mapping[str, Mapping[str, float]]) -> str:

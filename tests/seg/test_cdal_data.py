@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ncaseg import batches, config
+from ncaseg import batches, config, protocols
 from ncaseg.data.dataset import CaseStore, load_case
 from ncaseg.data.folds import run_folds, strided_folds
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.standard import standardise, unstandardise
+from ncaseg.mosaic import cut_mosaic, join_mosaic
+from ncaseg.score_samples import grid_mask
 
 VOLUMES = {
     "model": {"ndim": 2, "norm": "none", "out_channels": 2},
@@ -201,3 +203,26 @@ def test_real_data_become_batches(name, content, more, shape):
     ids = [case.id for case in cases]
     found = run_folds(ids, 4) if name.startswith("CXR") else strided_folds(ids, 4)
     assert sorted(i for fold in found for i in fold.validation) == sorted(ids)
+
+
+def test_a_picture_is_scored_on_the_grid_from_its_four_tiles(tmp_path):
+    cfg = recipe(HE)
+    volume = load_case(find_cases(write_pictures(tmp_path, 3))[0], cfg.data)
+    truth = grid_mask(volume)
+    # Nearest neighbour: the centre of cell i of 64 lies in pixel (i + 1/2) 80 / 64, or 100 / 64.
+    rows, columns = (np.floor((np.arange(64) + 0.5) * n / 64).astype(int) for n in (80, 100))
+    assert truth.shape == (64, 64, 1) and np.array_equal(truth[..., 0], volume.label[rows][:, columns, 0] > 0)
+    tiles = cut_mosaic(torch.from_numpy(volume.image)[None], (32, 32, 1))
+    assert tiles.shape == (4, 3, 32, 32, 1)
+    found = torch.cat([(tile.mean(0, keepdim=True) > 0)[None].float() for tile in tiles])
+    whole = join_mosaic(found, (64, 64, 1))[0, 0].numpy()
+    assert np.array_equal(whole, volume.image.mean(0) > 0)
+    assert protocols.e_cdal(whole, truth)["dice"] > 0.95  # bright is what is drawn; only edges are blurred
+
+
+def test_the_padding_of_a_volume_is_no_foreground(tmp_path):
+    cases = find_cases(write_phantoms(tmp_path, 1, size=(12, 13, 14)))
+    volume = load_case(cases[0], config.DataConfig(labels=(1, 2), size=(16, 13, 20)))
+    truth = grid_mask(volume)
+    assert truth.shape == (16, 13, 20) and np.array_equal(truth[:12, :, :14], volume.label > 0)
+    assert truth.sum() == (volume.label > 0).sum()
