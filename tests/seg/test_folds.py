@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from ncaseg import cli
 from ncaseg.data import folds
-from ncaseg.data.folds import origin_folds, run_folds, save_folds, strided_folds
+from ncaseg.data.folds import find_folds, origin_folds, run_folds, save_folds, strided_folds
 from ncaseg.data.index import Case
+from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import load_split
 
 
@@ -23,6 +25,15 @@ def test_strided_folds_take_every_fourth_id():
     check_cover(found, ids)
     assert [len(fold.validation) for fold in found] == [65] * 4 and found[2].validation[:2] == (ids[2], ids[6])
     assert found[0].fraction == 0.25
+
+
+def test_groups_stay_together():
+    groups = {"a": "one", "d": "one", "b": "two"}
+    found = strided_folds("abcde", 2, groups)
+    check_cover(found, "abcde")
+    assert found[0].validation == ("a", "c", "d") and found[1].validation == ("b", "e")
+    with pytest.raises(ValueError, match=r"count must not exceed the number of groups \(2\); got 3"):
+        strided_folds("abc", 3, {"a": "one", "c": "one"})
 
 
 def test_runs_of_every_class_are_held_back():
@@ -64,6 +75,21 @@ def test_folds_are_written_as_splits(tmp_path):
     assert [path.name for path in paths] == ["fold_0.json", "fold_1.json", "fold_2.json"]
     assert [load_split(path) for path in paths] == found
     assert doctest.testmod(folds).failed == 0
+
+
+def test_folds_from_the_command_line(tmp_path, capsys):
+    data = write_phantoms(tmp_path / "data", 5, size=(12, 12, 12))
+    (data / "groups.csv").write_text("id,group\nphantom_000,x\nphantom_001,x\n")
+    assert cli.main(["folds", "strided", "--data", str(data), "-o", str(tmp_path / "folds"), "--count", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "fold_1.json" in out and "RUN/split.json" in out
+    fold = load_split(tmp_path / "folds" / "fold_0.json")
+    assert fold.validation == ("phantom_000", "phantom_001", "phantom_003")
+    assert find_folds(data, "runs", 2)[0].validation == ("phantom_000", "phantom_001")
+    assert cli.main(["folds", "origin", "--data", str(data), "-o", str(tmp_path)]) == 3
+    assert "cases must be those of Shenzhen" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="rule must be one of strided, runs, origin; got 'random'"):
+        find_folds(data, "random", 4)
 
 
 def test_wrong_arguments_are_named():

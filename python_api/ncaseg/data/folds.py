@@ -1,31 +1,62 @@
 """Folds for cross-validation, by rules that keep what belongs together on one side; each one is a split."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ncaseg.data.index import Case
+from ncaseg.data.index import Case, find_cases, find_groups
 from ncaseg.data.split import Split, save_split
 
+RULES = ("strided", "runs", "origin")
 SHENZHEN_MASK = "_mask"  # how the names of the masks of Shenzhen end, and those of Montgomery do not
 
 
-def strided_folds(ids: Iterable[str], count: int) -> list[Split]:
-    """Fold i holds back the ids i, i + count, i + 2 count, ... of the sorted list.
+def find_folds(data: str | Path, rule: str, count: int) -> list[Split]:
+    """The folds of the labelled cases in a folder by one of the rules below; "origin" always gives three.
 
     Raises:
-        ValueError: fewer than two folds, fewer ids than folds, or an id twice.
+        ValueError: an unknown rule, or cases that do not fit it.
+    """
+    cases = [case for case in find_cases(data) if case.label is not None]
+    ids = [case.id for case in cases]
+    if rule == "strided":
+        return strided_folds(ids, count, find_groups(data))
+    if rule == "runs":
+        return run_folds(ids, count)
+    if rule == "origin":
+        return origin_folds(cases)
+    raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
+
+
+def strided_folds(ids: Iterable[str], count: int, groups: Mapping[str, str] | None = None) -> list[Split]:
+    """Fold i holds back the ids i, i + count, i + 2 count, ... of the sorted list.
+
+    Args:
+        ids: of all cases.
+        count: of the folds.
+        groups: id to the name of its group (a patient, a lesion): then groups are counted instead of ids, each at its
+            first id.
+
+    Raises:
+        ValueError: fewer than two folds, fewer ids (or groups) than folds, or an id twice.
 
     Example:
         >>> [fold.validation for fold in strided_folds(["a", "b", "c", "d", "e"], 2)]
         [('a', 'c', 'e'), ('b', 'd')]
     """
     ordered = _check(ids, count)
-    return [_fold(ordered, ordered[i::count]) for i in range(count)]
+    members: dict[str, list[str]] = {}
+    for name in ordered:
+        members.setdefault((groups or {}).get(name, name), []).append(name)
+    together = list(members.values())
+    if len(together) < count:
+        raise ValueError(f"count must not exceed the number of groups ({len(together)}); got {count}")
+    return [_fold(ordered, (name for group in together[i::count] for name in group)) for i in range(count)]
 
 
 def run_folds(ids: Iterable[str], count: int) -> list[Split]:
-    """Fold i holds back the i-th run of neighbouring ids of every class, the class being what follows the last "_".
+    """Fold i holds back the i-th run of neighbouring ids of every class.
 
+    The class is what follows the last "_" of an id; ids that end in a number, or have no "_", are of one class.
     For sets without patients' names in which neighbours are likely to be of one patient. Only at the ends of a run
     may a patient be on both sides.
 
@@ -39,7 +70,8 @@ def run_folds(ids: Iterable[str], count: int) -> list[Split]:
     ordered = _check(ids, count)
     classes: dict[str, list[str]] = {}
     for name in ordered:
-        classes.setdefault(name.rpartition("_")[2], []).append(name)
+        _, line, ending = name.rpartition("_")
+        classes.setdefault(ending if line and not ending.isdigit() else "", []).append(name)
     for name, members in classes.items():
         if len(members) < count:
             raise ValueError(f"count must not exceed the ids of class {name!r} ({len(members)}); got {count}")
