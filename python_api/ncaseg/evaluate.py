@@ -25,6 +25,7 @@ from ncaseg.provenance import describe
 from ncaseg.score_samples import format_protocols, score_samples
 
 METRICS = ("hard_dice", "iou", "soft_dice")
+CLASS_METRICS = (*METRICS, "precision", "sensitivity")
 
 
 def find_labelled_cases(
@@ -81,8 +82,8 @@ def score_cases(
 
     The merged foreground (every label above 0) is always scored: hard Dice and IoU of the thresholded prediction, and
     the soft Dice that the published M3D-NCA code reports. A model with one output channel per class also gets these
-    three per class; a model of the merged foreground gets the recall of every label value, since it cannot tell them
-    apart. The standard deviation is that of the population of cases, as in the papers.
+    three per class, and precision and sensitivity; a model of the merged foreground gets the recall of every label
+    value, since it cannot tell them apart. The standard deviation is that of the population of cases, as in the papers.
 
     Args:
         model, cfg: from `load_model`.
@@ -163,7 +164,7 @@ def score_volume(
     scores: dict[str, Any] = _overlap(labels > 0, probabilities.max(0), truth > 0, empty)
     if cfg.model.out_channels > 1:
         channels = zip(cfg.data.labels, probabilities, strict=True)
-        scores["classes"] = {str(v): _overlap(labels == v, p, truth == v, empty) for v, p in channels}
+        scores["classes"] = {str(v): _class_scores(labels == v, p, truth == v, empty) for v, p in channels}
     else:
         scores["classes"] = {str(v): {"recall": _recall(labels > 0, truth == v)} for v in cfg.data.labels}
     return scores
@@ -221,6 +222,14 @@ def _describe_threshold(cfg: Config, rule: str) -> str:
         return "the channel, background or class, with the highest mean of the samples"
     formula = "mean of the samples, 0 to 1," if cfg.model.is_diffusion else FORMULAS[rule]
     return f"p = {formula} > {cfg.predict.threshold}"
+
+
+def _class_scores(mask: np.ndarray, probability: np.ndarray, truth: np.ndarray, empty: str) -> dict[str, float | None]:
+    return {
+        **_overlap(mask, probability, truth, empty),
+        "precision": _number(metrics.precision(mask, truth, empty)),
+        "sensitivity": _number(metrics.sensitivity(mask, truth, empty)),
+    }
 
 
 def _describe_gain(scores: Mapping[str, Any]) -> str:

@@ -57,14 +57,17 @@ def check_memory(cfg: Config, sizes: Sequence[Triple], device: torch.device) -> 
 
 
 def step_bytes(cfg: Config, size: Triple, keep_every: int | None = None) -> int:
-    """Bytes at the peak of one forward and backward pass on volumes of ``size`` cells (the network's grid).
+    """Bytes at the peak of one forward and backward pass on volumes of ``size`` cells (the network's grid), or boxes.
 
     For the automata: the kept states of all levels, the states at work on the largest one, and image and label.
     """
     model, train = cfg.model, cfg.train
     keep = train.keep_every if keep_every is None else keep_every
+    if cfg.data.crop:
+        x, y, z = (want if want > 0 else have for want, have in zip(cfg.data.crop, size, strict=True))
+        size = (x, y, z)
     depth = min(train.slices, size[2]) if train.slices > 0 else 1
-    batch = train.batch_size * train.duplication * depth
+    batch = train.batch_size * train.duplication * cfg.data.crops * depth
     if train.slices > 0:
         size = (size[0], size[1], 1)
     volume = batch * math.prod(size) * FLOAT_BYTES

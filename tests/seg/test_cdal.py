@@ -59,6 +59,12 @@ def tiny(*changes, **more):
     return config.from_dict(tree)
 
 
+NCA = {
+    "model": {"channels": 8, "hidden": 8, "kernel_sizes": [3, 3], "steps": [2, 2], "scales": [[2, 2, 1]]},
+    "cdal": {"generator": "nca"},
+}
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return write_lesions(tmp_path_factory.mktemp("lesions"), 8, seed=0, size=(16, 16))
@@ -126,10 +132,10 @@ def test_volumes_become_slices_and_back():
     assert torch.equal(cdal.from_samples(flat, 6, 2), x) and cdal.to_samples(x, 3) is x
 
 
-@pytest.mark.parametrize("change", [{}, CLASSES], ids=["pictures", "classes"])
+@pytest.mark.parametrize("change", [{}, CLASSES, NCA], ids=["pictures", "classes", "nca"])
 def test_first_losses_are_those_of_not_knowing(pictures, scans, change):
     cfg = tiny(change, r1_gamma=0.0)
-    task, outcome = one_step(cfg, scans if change else pictures)
+    task, outcome = one_step(cfg, scans if change is CLASSES else pictures)
     assert outcome.loss == pytest.approx(1.0, abs=1e-4) and outcome.parts["mse"] == pytest.approx([1, 1], abs=1e-4)
     for name in ("d_real", "d_fake"):
         assert outcome.parts[name] == pytest.approx([math.log(2)] * 2, abs=1e-3)
@@ -164,6 +170,13 @@ def test_every_switch_trains(pictures, more):
     assert (task.discriminator is None) == (more.get("discriminator") == "none")
     if task.discriminator is not None:
         assert all(p.requires_grad for p in task.discriminator.parameters())
+
+
+def test_automata_need_room_and_no_norm():
+    with pytest.raises(ValueError, match="model.channels must be at least 5: image, noisy label and logits; got 4"):
+        tiny(NCA, {"model": {"channels": 4}})
+    with pytest.raises(ValueError, match='model.norm must be "none" with cdal.generator "nca"'):
+        tiny(NCA, {"model": {"norm": "instance"}})
 
 
 def test_what_the_generator_sees_follows_the_attention(pictures, monkeypatch):
@@ -236,7 +249,7 @@ RICH = {
 
 
 @pytest.mark.parametrize(
-    "change", [{"cdal": {"adversarial_weight": 0.1}}, RICH], ids=["adversarial", "average-and-validation"]
+    "change", [{"cdal": {"adversarial_weight": 0.1}}, RICH, NCA], ids=["adversarial", "average-and-validation", "nca"]
 )
 def test_cut_run_continues_bit_for_bit(pictures, tmp_path, monkeypatch, change):
     cfg = tiny(change)
@@ -283,14 +296,14 @@ def test_not_finite_loss_stops_the_run(pictures, tmp_path):
     assert all(torch.isfinite(t).all() for t in load_state(tmp_path / "state.pt")["model"].values())
 
 
-@pytest.mark.parametrize("change", [{}, CLASSES], ids=["picture", "slices"])
+@pytest.mark.parametrize("change", [{}, CLASSES, NCA], ids=["picture", "slices", "nca"])
 def test_a_sample_does_not_depend_on_its_batch(change):
     cfg = tiny(change)
     model = awake(cfg)
-    depth = 3 if change else 1
+    depth = 3 if change is CLASSES else 1
     image = torch.rand(1, cfg.model.in_channels, 8, 8, depth).expand(3, -1, -1, -1, -1)
     together = cdal.sample_labels(model, image, cfg, seed=5, first_sample=2)
-    assert together.shape == (3, 3 if change else 1, 8, 8, depth)
+    assert together.shape == (3, 3 if change is CLASSES else 1, 8, 8, depth)
     for i in range(3):
         alone = cdal.sample_labels(model, image[:1], cfg, seed=5, first_sample=2 + i)
         torch.testing.assert_close(alone, together[i : i + 1], atol=1e-4, rtol=1e-3)

@@ -48,6 +48,12 @@ def test_slices_and_padding_are_counted():
     assert memory.step_bytes(padded, (13, 12, 12)) > memory.step_bytes(native, (13, 12, 12))
 
 
+def test_boxes_count_instead_of_volumes():
+    boxes = config.load_recipe("med-nca", ["data.crop=[32, 32, 0]", "data.crops=3", "train.slices=4"])
+    alone = config.load_recipe("med-nca", ["train.batch_size=15", "train.slices=4"])
+    assert memory.step_bytes(boxes, (256, 250, 20)) == memory.step_bytes(alone, (32, 32, 20))
+
+
 def test_largest_volume_counts(data, tmp_path):
     write_phantoms(tmp_path, 1, seed=0, size=(13, 12, 12))
     cfg = config.load_recipe("demo")

@@ -14,7 +14,9 @@ class CdalConfig:
     There are ``timesteps`` T of a schedule that begins at ``offset``. ``inverted`` codes foreground as -1. A ``latent``
     of so many numbers goes through ``latent_layers`` layers of ``latent_width`` into the generator's norms; 0 removes
     it, ``latent_on`` false sets it to zero. ``generator`` "ncsnpp" or "library" (MONAI) reads ``width``,
-    ``multipliers`` (per level), ``blocks`` (per level), ``attention_levels`` and ``encoder_blocks`` ("ncsnpp" only).
+    ``multipliers`` (per level), ``blocks`` (per level), ``attention_levels`` and ``encoder_blocks`` ("ncsnpp" only);
+    "nca" reads ``channels``, ``hidden``, ``kernel_sizes``, ``steps``, ``scales``, ``pool``, ``perception``,
+    ``num_filters``, ``padding`` and ``fire_rate`` of the section ``model``.
     ``loss`` is "mse", "mse_dice" or "bce", always of the clean label.
 
     ``discriminator`` is "small", "large" or "none", with ``d_width``, ``d_time_width`` and ``d_init`` ("fan",
@@ -64,7 +66,7 @@ class CdalConfig:
     validate_cases: int = 8
 
     def __post_init__(self) -> None:
-        require_one_of("cdal.generator", self.generator, ("ncsnpp", "library"))
+        require_one_of("cdal.generator", self.generator, ("ncsnpp", "library", "nca"))
         positive = ("timesteps", "latent_width", "latent_layers", "width", "blocks", "d_width", "d_time_width")
         for name in (*positive, "r1_every"):
             require(getattr(self, name) >= 1, f"cdal.{name}", "be at least 1", getattr(self, name))

@@ -7,6 +7,7 @@ from ncaseg.models.base import Segmenter
 from ncaseg.models.cdal.base import Generator
 from ncaseg.models.cdal.discriminator import Discriminator
 from ncaseg.models.cdal.library import LibraryGenerator
+from ncaseg.models.cdal.nca import NCAGenerator
 from ncaseg.models.cdal.ncsnpp import NCSNpp
 
 
@@ -24,13 +25,30 @@ def build_generator(cfg: ModelConfig, cdal: CdalConfig) -> Generator:
         "ndim": cfg.ndim,
         "label_channels": label_channels(cfg),
         "image_channels": cfg.in_channels,
+        "latent": cdal.latent,
+        "latent_width": cdal.latent_width,
+        "latent_layers": cdal.latent_layers,
+    }
+    if cdal.generator == "nca":
+        return NCAGenerator(
+            **options,
+            timesteps=cdal.timesteps,
+            channels=cfg.channels,
+            hidden=cfg.hidden,
+            kernel_sizes=cfg.kernel_sizes,
+            steps=cfg.steps,
+            scales=cfg.scales,
+            pool=cfg.pool,
+            perception=cfg.perception,
+            num_filters=cfg.num_filters,
+            padding=cfg.padding,
+            fire_rate=cfg.fire_rate,
+        )
+    options |= {
         "width": cdal.width,
         "multipliers": cdal.multipliers,
         "blocks": cdal.blocks,
         "attention_levels": cdal.attention_levels,
-        "latent": cdal.latent,
-        "latent_width": cdal.latent_width,
-        "latent_layers": cdal.latent_layers,
     }
     if cdal.generator == "library":
         return LibraryGenerator(**options)

@@ -51,6 +51,8 @@ class LatentMap(nn.Sequential):
     """z ``[B, latent]``, scaled to a mean square of 1, through ``layers`` dense layers with SiLU: ``[B, width]``."""
 
     def __init__(self, latent: int, width: int, layers: int) -> None:
+        if layers < 1:
+            raise ValueError(f"latent_layers must be at least 1; got {layers}")
         stack: list[nn.Module] = []
         for i in range(layers):
             stack += [init_uniform(nn.Linear(width if i else latent, width), mode="out"), nn.SiLU()]
