@@ -23,6 +23,7 @@ from ncaseg.metrics import hard_dice
 from ncaseg.models.base import Segmenter
 from ncaseg.models.cdal.base import Generator
 from ncaseg.models.cdal.build import CDAL
+from ncaseg.windows import mean_of_windows, windows
 
 CELLS_AT_ONCE = 2**18  # of samples that run at once; more of them take turns
 
@@ -55,7 +56,7 @@ def sample_labels(model: Segmenter, image: Tensor, cfg: Config, *, seed: int, fi
         z = normal(shape, seed=seed, first_sample=first_sample, step=steps + 1 + tau).flatten(0, 1).to(image)
         inputs = (x, torch.full((len(x),), tau, device=x.device), flat_image, z * how.latent_on)
         at_once = max(1, CELLS_AT_ONCE // x[0, 0].numel())
-        found, bits = [], fire_seed(seed, tau)
+        found, bits = [], _mixed(seed, tau)  # automata count their own steps from 0 at every tau
         for first in range(0, len(x), at_once):
             x_part, times, image_part, z_part = (tensor[first : first + at_once] for tensor in inputs)
             number = first_sample * parts + first
@@ -71,12 +72,26 @@ def sample_labels(model: Segmenter, image: Tensor, cfg: Config, *, seed: int, fi
 def sample_volume(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Tensor:
     """An ensemble for one case: probabilities ``[N, C, X, Y, Z]`` on the network's grid, on the CPU.
 
+    Where the recipe has a window, every window is sampled on its own, and a member is their mean.
+
     Raises:
         ValueError: ``samples`` is below 1, or the volume does not fit the model.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
     image = torch.from_numpy(volume.image).to(next(model.parameters()).device)
+    if not cfg.cdal.window:
+        return sample_members(model, image, cfg, samples, seed)
+    size = image.shape[1:]
+    found = (
+        (where, sample_members(model, image[(slice(None), *where)], cfg, samples, _mixed(seed, number)))
+        for number, where in enumerate(windows(size, cfg.cdal.window, cfg.cdal.overlap))
+    )
+    return mean_of_windows(found, size)
+
+
+def sample_members(model: Segmenter, image: Tensor, cfg: Config, samples: int, seed: int) -> Tensor:
+    """An ensemble for one image ``[C_in, X, Y, Z]``: probabilities ``[N, C, X, Y, Z]`` on the CPU."""
     at_once = max(1, CELLS_AT_ONCE // image[0].numel())
     found = []
     for first in range(0, samples, at_once):
@@ -130,13 +145,13 @@ def from_samples(samples: Tensor, depth: int, ndim: int) -> Tensor:
     return samples if ndim == 3 else samples.unflatten(0, (-1, depth)).permute(0, 2, 3, 4, 1).contiguous()
 
 
-def fire_seed(seed: int, tau: int) -> int:
-    """The seed of the fire bits at one step of the diffusion: automata count their own steps from 0 in each."""
-    return int(np.random.SeedSequence((seed, tau)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def generator_of(model: Segmenter) -> Generator:
     """The generator in the model; TypeError where it holds none."""
     if not isinstance(model, CDAL):
         raise TypeError(f"model must be a CDAL; got {type(model).__name__}")
     return model.generator
+
+
+def _mixed(seed: int, number: int) -> int:
+    """A seed for one of several things that would draw the same numbers otherwise."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -14,7 +14,7 @@ from ncaseg.data.folds import run_folds, strided_folds
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.standard import standardise, unstandardise
-from ncaseg.mosaic import cut_mosaic, join_mosaic
+from ncaseg.windows import mean_of_windows, windows
 from ncaseg.score_samples import grid_mask
 
 VOLUMES = {
@@ -212,10 +212,11 @@ def test_a_picture_is_scored_on_the_grid_from_its_four_tiles(tmp_path):
     # Nearest neighbour: the centre of cell i of 64 lies in pixel (i + 1/2) 80 / 64, or 100 / 64.
     rows, columns = (np.floor((np.arange(64) + 0.5) * n / 64).astype(int) for n in (80, 100))
     assert truth.shape == (64, 64, 1) and np.array_equal(truth[..., 0], volume.label[rows][:, columns, 0] > 0)
-    tiles = cut_mosaic(torch.from_numpy(volume.image)[None], (32, 32, 1))
-    assert tiles.shape == (4, 3, 32, 32, 1)
-    found = torch.cat([(tile.mean(0, keepdim=True) > 0)[None].float() for tile in tiles])
-    whole = join_mosaic(found, (64, 64, 1))[0, 0].numpy()
+    image = torch.from_numpy(volume.image)[None]
+    tiles = windows((64, 64, 1), (32, 32, 0), 0.0)
+    found = ((where, (image[(..., *where)].mean(1, keepdim=True) > 0).float()) for where in tiles)
+    whole = mean_of_windows(found, (64, 64, 1))[0, 0].numpy()
+    assert len(tiles) == 4
     assert np.array_equal(whole, volume.image.mean(0) > 0)
     assert protocols.e_cdal(whole, truth)["dice"] > 0.95  # bright is what is drawn; only edges are blurred
 

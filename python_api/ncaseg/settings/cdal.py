@@ -28,8 +28,9 @@ class CdalConfig:
     ``attention`` multiplies the label before it is noised for the generator: "raw", "normalized", "sigmoid" or
     "shuffled" map of the features ``attention_index`` of the discriminator, or without one "constant"
     (``attention_value``), "zero" and "off". ``adversarial_weight`` lets the generator learn from the discriminator.
-    Sampling adds ``posterior_noise`` or takes the mean. Validation samples the first ``validate_cases`` cases (0: all)
-    once.
+    Sampling adds ``posterior_noise`` or takes the mean. With a ``window`` of three sizes (0: the whole axis), each
+    ``overlap`` with the next, volumes are sampled window by window and the results averaged. Validation samples the
+    first ``validate_cases`` cases (0: all) once, whole.
     """
 
     generator: str = "ncsnpp"
@@ -63,6 +64,8 @@ class CdalConfig:
     attention_value: float = 1.0
     adversarial_weight: float = 0.0
     posterior_noise: bool = True
+    window: tuple[int, ...] = ()
+    overlap: float = 0.0
     validate_cases: int = 8
 
     def __post_init__(self) -> None:
@@ -92,6 +95,9 @@ class CdalConfig:
         features = {"none": 1, "small": 5, "large": 7}[self.discriminator]
         has_features = 0 <= self.attention_index < features or self.discriminator == "none"
         require(has_features, "cdal.attention_index", f"be one of 0..{features - 1}", self.attention_index)
+        require(len(self.window) in (0, 3), "cdal.window", "be empty (whole volumes) or three sizes", self.window)
+        require(all(w >= 0 for w in self.window), "cdal.window", "not be negative", self.window)
+        require(0.0 <= self.overlap < 1.0, "cdal.overlap", "lie in [0, 1)", self.overlap)
         if self.discriminator == "none":
             alone = self.attention not in NEEDS_DISCRIMINATOR
             require(alone, "cdal.attention", 'be off, constant or zero with discriminator "none"', self.attention)

@@ -1,6 +1,5 @@
 """How time and latent steer an automaton: a factor and a shift per hidden unit, the same at all cells and steps."""
 
-import torch
 from torch import Tensor, nn
 
 SMALL = 0.02  # deviation of the weights at the start: factors near 1, shifts near 0, yet no two times or latents equal
