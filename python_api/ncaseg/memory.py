@@ -74,8 +74,8 @@ def step_bytes(cfg: Config, size: Triple, keep_every: int | None = None) -> int:
         size = (size[0], size[1], 1)
     volume = batch * math.prod(size) * FLOAT_BYTES
     if model.kind == "cdal" and cfg.cdal.generator != "nca":
-        samples, cells = (batch, size) if model.ndim == 3 else (batch * size[2], size[:2])
-        return adversarial_bytes(cfg, samples, cells)
+        depth = 1 if model.ndim == 3 else size[2]
+        return adversarial_bytes(cfg, batch * depth, size[: model.ndim])
     if model.kind == "unet":
         return volume * (model.features[0] * UNET_MAPS)
     cells = [

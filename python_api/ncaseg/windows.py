@@ -5,6 +5,7 @@ The windows know nothing of one another; :mod:`ncaseg.tiles` is for results that
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,8 @@ def mean_of_windows(parts: Iterator[tuple[Window, Tensor]], size: Sequence[int])
     for window, values in parts:
         if total is None:
             total = values.new_zeros(*values.shape[:2], *size)
-        total[(..., *window)] += values
+        cells: tuple[Any, ...] = (..., *window)
+        total[cells] += values
         count[window] += 1
     assert total is not None
     return total / count.to(total)

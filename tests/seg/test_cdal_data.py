@@ -14,8 +14,8 @@ from ncaseg.data.folds import run_folds, strided_folds
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.standard import standardise, unstandardise
-from ncaseg.windows import mean_of_windows, windows
 from ncaseg.score_samples import grid_mask
+from ncaseg.windows import mean_of_windows, windows
 
 VOLUMES = {
     "model": {"ndim": 2, "norm": "none", "out_channels": 2},

@@ -1,23 +1,26 @@
 """What generators and discriminators of 2 and 3 axes are made of: initial values, embeddings, norms, resampling."""
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Conv = nn.Conv2d | nn.Conv3d
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d | nn.Conv3d)
 TINY = 1e-10  # scale of layers that begin at almost nothing
 SQRT_HALF = math.sqrt(0.5)
 
 
-def conv(ndim: int, channels: int, out: int, kernel: int = 3, *, stride: int = 1, bias: bool = True) -> nn.Module:
+def conv(ndim: int, channels: int, out: int, kernel: int = 3, *, stride: int = 1, bias: bool = True) -> Conv:
     """A convolution of 2 or 3 axes; with stride 1 it keeps the size, else it does not pad."""
     kind = nn.Conv2d if ndim == 2 else nn.Conv3d
     return kind(channels, out, kernel, stride=stride, padding=kernel // 2 if stride == 1 else 0, bias=bias)
 
 
 @torch.no_grad()
-def init_uniform(layer: nn.Module, *, scale: float = 1.0, mode: str = "average") -> nn.Module:
+def init_uniform(layer: Layer, *, scale: float = 1.0, mode: str = "average") -> Layer:
     """Draw the weight of a linear or convolution from U(-a, a) of variance ``scale / fan``; the bias is zero.
 
     ``mode`` is the fan: "average" of both, or "out".
@@ -72,7 +75,7 @@ class AdaptiveNorm(nn.Module):
     def __init__(self, channels: int, width: int, *, limit: int | None = None) -> None:
         super().__init__()
         self.norm = group_norm(channels, affine=width == 0, limit=limit)
-        self.style = None
+        self.style: nn.Linear | None = None
         if width > 0:
             self.style = init_uniform(nn.Linear(width, 2 * channels), mode="out")
             with torch.no_grad():

@@ -1,5 +1,7 @@
 """The same generator around MONAI's diffusion U-Net, in 2D and 3D. MONAI comes with the extra ``train``."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from ncaseg.models.cdal.padding import in_multiples
 class Modulated(nn.Module):
     """A residual block of MONAI whose two norms follow the latent, which comes behind the time in its embedding."""
 
-    def __init__(self, block: nn.Module, style: int, groups: int) -> None:
+    def __init__(self, block: Any, style: int, groups: int) -> None:
         super().__init__()
         self.block, self.style = block, style
         block.norm1 = AdaptiveNorm(block.channels, style, limit=groups)

@@ -5,6 +5,9 @@ Reference:
     Xiao, Kreis, Vahdat, Tackling the generative learning trilemma with denoising diffusion GANs, ICLR 2022.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +63,9 @@ class ResBlock(nn.Module):
         return (x + h) * SQRT_HALF
 
 
+MakeBlock = Callable[..., ResBlock]  # of channels, out and resample; the rest is the same in the whole net
+
+
 class SelfAttention(nn.Module):
     """Every cell looks at every other with one head; added to the input, over sqrt(2)."""
 
@@ -95,8 +101,8 @@ class ImageEncoder(nn.Module):
     @staticmethod
     def _block(ndim: int, width: int) -> nn.Module:
         last = conv(ndim, width, width)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         first = [group_norm(width, limit=32, eps=1e-5), nn.SiLU(), conv(ndim, width, width)]
         return nn.Sequential(*first, group_norm(width, limit=32, eps=1e-5), nn.SiLU(), last)
 
@@ -108,14 +114,14 @@ class Down(nn.Module):
     """
 
     def __init__(
-        self, ndim: int, channels: int, out: int, *, blocks: int, attends: bool, carried: int | None, **options: int
+        self, make: MakeBlock, ndim: int, channels: int, out: int, *, blocks: int, attends: bool, carried: int | None
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(ResBlock(ndim, channels if i == 0 else out, out, **options) for i in range(blocks))
+        self.blocks = nn.ModuleList(make(channels if i == 0 else out, out) for i in range(blocks))
         self.attention = nn.ModuleList(SelfAttention(ndim, out) for _ in range(blocks if attends else 0))
         self.step = self.carry = None
         if carried is not None:
-            self.step = ResBlock(ndim, out, out, resample="down", **options)
+            self.step = make(out, out, resample="down")
             self.carry = init_uniform(conv(ndim, carried, out, stride=2))
 
     def forward(
@@ -138,23 +144,13 @@ class Up(nn.Module):
     """One level on the way up: a residual block per skip, attention once if asked for, and a step up but at the top."""
 
     def __init__(
-        self,
-        ndim: int,
-        channels: int,
-        out: int,
-        skips: list[int],
-        *,
-        attends: bool,
-        is_top: bool,
-        **options: int,
+        self, make: MakeBlock, ndim: int, channels: int, out: int, skips: list[int], *, attends: bool, is_top: bool
     ) -> None:
         super().__init__()
         sizes = [channels] + [out] * (len(skips) - 1)
-        self.blocks = nn.ModuleList(
-            ResBlock(ndim, size + skip, out, **options) for size, skip in zip(sizes, skips, strict=True)
-        )
+        self.blocks = nn.ModuleList(make(size + skip, out) for size, skip in zip(sizes, skips, strict=True))
         self.attention = SelfAttention(ndim, out) if attends else None
-        self.step = None if is_top else ResBlock(ndim, out, out, resample="up", **options)
+        self.step = None if is_top else make(out, out, resample="up")
 
     def forward(self, h: Tensor, skips: list[Tensor], time: Tensor, w: Tensor | None) -> Tensor:
         """Takes its skips off the end of ``skips``."""
@@ -201,7 +197,7 @@ class NCSNpp(Generator):
         self.ndim, self.latent, self.width = ndim, latent, width
         self.label_channels, self.image_channels = label_channels, image_channels
         self.multiple = 2 ** (len(multipliers) - 1)
-        options = {"time": 4 * width, "style": latent_width if latent > 0 else 0}
+        make = functools.partial(ResBlock, ndim, time=4 * width, style=latent_width if latent > 0 else 0)
         self.latent_map = LatentMap(latent, latent_width, latent_layers) if latent > 0 else None
         self.time = nn.Sequential(
             init_uniform(nn.Linear(width, 4 * width)), nn.SiLU(), init_uniform(nn.Linear(4 * width, 4 * width))
@@ -215,29 +211,23 @@ class NCSNpp(Generator):
         for level, out in enumerate(widths):
             self.down.append(
                 Down(
+                    make,
                     ndim,
                     channels,
                     out,
                     blocks=blocks,
                     attends=level in attention_levels,
                     carried=carried if level < last else None,
-                    **options,
                 )
             )
             skips += [out] * (blocks + (level < last))
             channels = carried = out
-        self.middle = nn.ModuleList(
-            [
-                ResBlock(ndim, channels, channels, **options),
-                SelfAttention(ndim, channels),
-                ResBlock(ndim, channels, channels, **options),
-            ]
-        )
+        self.middle = nn.ModuleList([make(channels, channels), SelfAttention(ndim, channels), make(channels, channels)])
         self.up = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
             own = [skips.pop() for _ in range(blocks + 1)]
             attends = level in attention_levels
-            self.up.append(Up(ndim, channels, out, own, attends=attends, is_top=level == 0, **options))
+            self.up.append(Up(make, ndim, channels, out, own, attends=attends, is_top=level == 0))
             channels = out
         self.head = nn.Sequential(
             group_norm(width), nn.SiLU(), init_uniform(conv(ndim, width, label_channels), scale=TINY)
@@ -257,7 +247,7 @@ class NCSNpp(Generator):
         """See :class:`Generator`; ``seed``, ``first_sample`` and ``keep_every`` have no effect."""
         w = None if self.latent_map is None else self.latent_map(z)
         time = self.time(embed_time(tau, self.width).to(x))
-        return in_multiples(lambda *both: self._run(*both, time, w), (x, image), self.multiple)
+        return in_multiples(lambda x, image: self._run(x, image, time, w), (x, image), self.multiple)
 
     def _run(self, x: Tensor, image: Tensor, time: Tensor, w: Tensor | None) -> Tensor:
         h, small = self.first(x) + self.encoder(image), x

@@ -1,6 +1,7 @@
 """Grids of any size through a network that halves them several times."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,4 +25,5 @@ def in_multiples(run: Callable[..., Tensor], inputs: Sequence[Tensor], multiple:
         )
     ends = [end for m in reversed(missing) for end in (0, m)]
     found = run(*(F.pad(tensor, ends, mode="reflect") for tensor in inputs))
-    return found[(..., *(slice(n) for n in size))]
+    kept: tuple[Any, ...] = (..., *(slice(n) for n in size))
+    return found[kept]
