@@ -52,6 +52,17 @@ def add_evaluate(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def add_folds(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "rule",
+        choices=("strided", "runs", "origin"),
+        help="every COUNT-th case; runs of neighbouring ids of each class; or the hospital (Montgomery, Shenzhen)",
+    )
+    verb.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the dataset")
+    verb.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for fold_0.json, ...")
+    verb.add_argument("--count", type=_positive, default=4, metavar="N", help="folds (default: %(default)s)")
+
+
 def add_qc(verb: argparse.ArgumentParser) -> None:
     _add_model(verb)
     verb.add_argument(

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from ncaseg.config import Config, TrainConfig
 from ncaseg.data.augment import augment
+from ncaseg.data.crop import random_box
 from ncaseg.data.dataset import CaseStore, encode_label, pad_end
+from ncaseg.data.standard import standardise, unstandardise
 
-WEIGHTS, ORDER, CROP, FIRE, VALIDATE, AUGMENT, SLICE, TIME, NOISE = range(9)  # purposes of the random streams
+# Purposes of the random streams.
+WEIGHTS, ORDER, CROP, FIRE, VALIDATE, AUGMENT, SLICE, TIME, NOISE, BOX = range(10)
 
 
 def stream(cfg: TrainConfig, *key: int) -> int:
@@ -37,15 +40,19 @@ def draw_batches(ids: Sequence[str], cfg: TrainConfig, step: int) -> list[tuple[
 
 
 def load_batch(volumes: CaseStore, ids: tuple[str, ...], cfg: Config, step: int, number: int) -> tuple[Tensor, Tensor]:
-    """Batch ``number`` of a step: ``[B, C_in, *S]`` and ``[B, C_out, *S]``, ``duplication`` of every sample in a row.
+    """Batch ``number`` of a step: ``[B, C_in, *S]`` and ``[B, C_out, *S]``.
 
-    A sample is augmented once, before it is duplicated: the copies differ in their crops and fire bits.
+    A case gives ``data.crops`` samples, or ``train.slices`` slices of each, and every one of them ``duplication``
+    times in a row. A sample is augmented once, before it is duplicated: the copies differ in their patches and fire
+    bits.
 
     Raises:
         ValueError: the volumes differ in size.
     """
-    first = number * cfg.train.batch_size
-    pairs = [load_sample(volumes, case, cfg, step, first + place) for place, case in enumerate(ids)]
+    each = cfg.data.crops
+    first = number * cfg.train.batch_size * each
+    repeated = [case for case in ids for _ in range(each)]
+    pairs = [load_sample(volumes, case, cfg, step, first + place) for place, case in enumerate(repeated)]
     if cfg.train.slices > 0:
         pairs = [
             pair
@@ -64,20 +71,29 @@ def load_batch(volumes: CaseStore, ids: tuple[str, ...], cfg: Config, step: int,
 
 
 def load_sample(volumes: CaseStore, case: str, cfg: Config, step: int, place: int) -> tuple[Tensor, Tensor]:
-    """Image ``[C_in, *S]`` and target ``[C_out, *S]`` of the case at one place of an optimiser step."""
+    """Image ``[C_in, *S]`` and target ``[C_out, *S]`` of the case at one place of an optimiser step.
+
+    First the box is cut, then the sample is augmented, in the intensities before ``data.mean`` and ``data.std``.
+    """
     volume = volumes[case]
     masks = encode_label(volume.require_label(), cfg.data.labels, cfg.model.out_channels)
     masks, grid = volume.to_content(masks), volume.image.shape[1:]
-    if not cfg.augment.is_on:
+    if not (cfg.augment.is_on or cfg.data.crop):
         return torch.from_numpy(volume.image), torch.from_numpy(pad_end(masks, grid))
     # The padding is no part of the image: it is neither moved nor made noisy.
     content = volume.image[(slice(None), *(slice(n) for n in volume.content_size))]
-    pairs = zip(volume.spacing_mm, volume.native_size, volume.content_size, strict=True)
-    spacing_mm = [mm * native / cells for mm, native, cells in pairs]
-    generator = torch.Generator().manual_seed(stream(cfg.train, AUGMENT, step, place))
-    changed = augment(torch.from_numpy(content), torch.from_numpy(masks), cfg.augment, generator, spacing_mm)
-    image, target = (torch.from_numpy(pad_end(tensor.numpy(), grid)) for tensor in changed)
-    return image, target
+    image, target = torch.from_numpy(unstandardise(content, cfg.data)), torch.from_numpy(masks)
+    if cfg.data.crop:
+        generator = torch.Generator().manual_seed(stream(cfg.train, BOX, step, place))
+        image, target = random_box(image, target, cfg.data.crop, cfg.data.crop_places, generator)
+        grid = tuple(image.shape[1:])
+    if cfg.augment.is_on:
+        pairs = zip(volume.spacing_mm, volume.native_size, volume.content_size, strict=True)
+        spacing_mm = [mm * native / cells for mm, native, cells in pairs]
+        generator = torch.Generator().manual_seed(stream(cfg.train, AUGMENT, step, place))
+        image, target = augment(image, target, cfg.augment, generator, spacing_mm)
+    shown = standardise(pad_end(image.numpy(), grid), cfg.data)
+    return torch.from_numpy(shown), torch.from_numpy(pad_end(target.numpy(), grid))
 
 
 def draw_slices(image: Tensor, target: Tensor, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:

@@ -48,7 +48,7 @@ def load_model(name_or_path: str | Path) -> tuple[Segmenter, config.Config, dict
             format version, or tensors that do not fit the recipe (they are named).
     """
     weights = read_weights(name_or_path)
-    model = build_model(weights.cfg.model)
+    model = build_model(weights.cfg.model, weights.cfg.cdal)
     check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.arrays.items()})
     return model, weights.cfg, weights.metadata

@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         return verb
 
     arguments.add_train(add("train", _train, "Train a recipe on a folder of volumes; goes on where RUN stopped."))
+    arguments.add_folds(add("folds", _folds, "Write the splits of a cross-validation."))
     arguments.add_predict(
         add("predict", _predict, "Segment a NIfTI file, a picture, or a folder of either; geometry is kept.")
     )
@@ -101,6 +102,14 @@ def _train(args: argparse.Namespace) -> None:
     draw_loss_curve(args.out / "log.csv", args.out / "loss.png")
     print(f"wrote {model}, {args.out / 'split.json'}, {args.out / 'log.csv'}, {args.out / 'loss.png'}")
     _next(f"ncaseg evaluate {model} --data {data} --split {args.out / 'split.json'} --json {args.out / 'scores.json'}")
+
+
+def _folds(args: argparse.Namespace) -> None:
+    from ncaseg.data.folds import find_folds, save_folds
+
+    paths = save_folds(args.out, find_folds(args.data, args.rule, args.count))
+    print(f"wrote {', '.join(map(str, paths))}")
+    _next(f"mkdir -p RUN && cp {paths[0]} RUN/split.json && ncaseg train RECIPE --data {args.data} --out RUN")
 
 
 def _predict(args: argparse.Namespace) -> None:

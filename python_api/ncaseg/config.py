@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ncaseg import levels
-from ncaseg.settings import AugmentConfig, Config, DataConfig, DiffusionConfig, ModelConfig, PredictConfig, TrainConfig
+from ncaseg.settings import (
+    AugmentConfig,
+    CdalConfig,
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    ModelConfig,
+    PredictConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "AugmentConfig",
+    "CdalConfig",
     "Config",
     "DataConfig",
     "DiffusionConfig",

@@ -24,6 +24,8 @@ from ncaseg.predict import predict_case
 from ncaseg.score_samples import format_protocols, score_samples
 from ncaseg.scores import METRICS, assemble, summarise
 
+CLASS_METRICS = (*METRICS, "precision", "sensitivity")
+
 
 def find_labelled_cases(
     *, data: str | Path | None = None, images: str | Path | None = None, labels: str | Path | None = None
@@ -79,8 +81,8 @@ def score_cases(
 
     The merged foreground (every label above 0) is always scored: hard Dice and IoU of the thresholded prediction, and
     the soft Dice that the published M3D-NCA code reports. A model with one output channel per class also gets these
-    three per class; a model of the merged foreground gets the recall of every label value, since it cannot tell them
-    apart. The standard deviation is that of the population of cases, as in the papers.
+    three per class, and precision and sensitivity; a model of the merged foreground gets the recall of every label
+    value, since it cannot tell them apart. The standard deviation is that of the population of cases, as in the papers.
 
     Args:
         model, cfg: from `load_model`.
@@ -94,13 +96,13 @@ def score_cases(
 
     Returns:
         What `ncaseg evaluate --json` writes: `mean`, `std`, `cases`, `classes` (means per class), `model`, `samples`,
-        `seed`, `conditions`, `made` (commit, machine); plain numbers, strings, lists and dicts. A model that samples
-        masks gets `protocols` as well, see `ncaseg.score_samples`.
+        `seed`, `conditions`, `made` (commit, machine); plain numbers, strings, lists and dicts. A MedSegDiffNCA gets
+        `protocols` as well, see `ncaseg.score_samples`.
 
     Raises:
         ValueError: a model that samples masks is given an `empty` or a `rule` that it does not have.
     """
-    if cfg.model.is_diffusion:
+    if cfg.model.kind == "medsegdiff":
         return score_samples(model, cfg, cases, name=name, samples=samples, seed=seed, empty=empty, rule=rule)
     rows = []
     for case in tqdm(cases, desc="evaluate", unit="case", disable=None):
@@ -109,7 +111,7 @@ def score_cases(
         scores = score_volume(probabilities, labels, volume, cfg, empty)
         rows.append({"id": case.id, **scores})
     conditions = {
-        "threshold": f"p = {FORMULAS[rule]} > {cfg.predict.threshold}",
+        "threshold": _describe_threshold(cfg, rule),
         "grid": "native voxels of the label; no resampling",
         "empty": f"prediction and label both empty: {empty}",
         "soft_dice": "2 sum(p t) / (sum(p) + sum(t)), p the largest over channels; no smoothing",
@@ -149,7 +151,7 @@ def score_volume(
     scores: dict[str, Any] = _overlap(labels > 0, probabilities.max(0), truth > 0, empty)
     if cfg.model.out_channels > 1:
         channels = zip(cfg.data.labels, probabilities, strict=True)
-        scores["classes"] = {str(v): _overlap(labels == v, p, truth == v, empty) for v, p in channels}
+        scores["classes"] = {str(v): _class_scores(labels == v, p, truth == v, empty) for v, p in channels}
     else:
         scores["classes"] = {str(v): {"recall": _recall(labels > 0, truth == v)} for v in cfg.data.labels}
     return scores
@@ -199,6 +201,21 @@ def _overlap(mask: np.ndarray, probability: np.ndarray, truth: np.ndarray, empty
         "hard_dice": _number(metrics.hard_dice(mask, truth, empty)),
         "iou": _number(metrics.iou(mask, truth, empty)),
         "soft_dice": _number(metrics.soft_dice(probability, truth, empty)),
+    }
+
+
+def _describe_threshold(cfg: Config, rule: str) -> str:
+    if cfg.model.has_background:
+        return "the channel, background or class, with the highest mean of the samples"
+    formula = "mean of the samples, 0 to 1," if cfg.model.is_diffusion else FORMULAS[rule]
+    return f"p = {formula} > {cfg.predict.threshold}"
+
+
+def _class_scores(mask: np.ndarray, probability: np.ndarray, truth: np.ndarray, empty: str) -> dict[str, float | None]:
+    return {
+        **_overlap(mask, probability, truth, empty),
+        "precision": _number(metrics.precision(mask, truth, empty)),
+        "sensitivity": _number(metrics.sensitivity(mask, truth, empty)),
     }
 
 

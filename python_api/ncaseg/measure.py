@@ -17,6 +17,7 @@ from ncaseg.artifacts import CLEAN, corrupt
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case
+from ncaseg.data.standard import standardise, unstandardise
 from ncaseg.ensemble import DEFAULT_RULE, Combined
 from ncaseg.evaluate import score_volume
 from ncaseg.files import replacing
@@ -42,7 +43,7 @@ class Ensemble:
         if self.cfg.model.is_diffusion:
             raise ValueError(
                 f"model.kind must not be {self.cfg.model.kind!r} for quality control, whose artefacts and thresholds "
-                "are made for segmenters; the NQM of sampled masks is in `ncaseg evaluate --json`"
+                "are made for segmenters; the NQM of MedSegDiffNCA's samples is in `ncaseg evaluate --json`"
             )
 
     def conditions(self) -> dict[str, Any]:
@@ -151,8 +152,9 @@ def flag_of(row: Row, threshold: float | None) -> str:
 
 
 def _measure_volume(ensemble: Ensemble, volume: Volume, case: Case, kind: str) -> tuple[Row, Combined]:
-    image = corrupt(volume.image, kind, seed=ensemble.seed, case=case.id, renormalise=ensemble.renormalise)
-    seen = dataclasses.replace(volume, image=image)
+    plain = unstandardise(volume.image, ensemble.cfg.data)
+    image = corrupt(plain, kind, seed=ensemble.seed, case=case.id, renormalise=ensemble.renormalise)
+    seen = dataclasses.replace(volume, image=standardise(image, ensemble.cfg.data))
     combined = run_ensemble(
         ensemble.model,
         seen,

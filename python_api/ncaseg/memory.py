@@ -5,7 +5,7 @@ The kernel keeps states only: C values per cell and step. Without it the referen
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch
 import ncakern
 from ncaseg.config import Config, ModelConfig
 from ncaseg.levels import Triple, pad_size, working_sizes
+from ncaseg.models.cdal.build import build_discriminator, build_generator
 
 FLOAT_BYTES = 4
 # States alive beside the kept ones at the peak of the backward pass: input, output, gradients, scratch. 7.6 and 7.0
@@ -25,6 +26,7 @@ ATTENTION_STATES = 15
 # Feature maps of BasicUNet at full resolution, in units of its first width, all stages counted: 16.6 and 17.4 were
 # measured (48x64x48 and 64x64x96 cells, batch 2, MONAI 1.6.1, the same machine).
 UNET_MAPS = 18
+WEIGHT_COPIES = 4  # a weight, its gradient, two moments
 CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 CGROUP_FILES = ("memory.max", "memory.current")
 
@@ -57,17 +59,23 @@ def check_memory(cfg: Config, sizes: Sequence[Triple], device: torch.device) -> 
 
 
 def step_bytes(cfg: Config, size: Triple, keep_every: int | None = None) -> int:
-    """Bytes at the peak of one forward and backward pass on volumes of ``size`` cells (the network's grid).
+    """Bytes at the peak of one forward and backward pass on volumes of ``size`` cells (the network's grid), or boxes.
 
     For the automata: the kept states of all levels, the states at work on the largest one, and image and label.
     """
     model, train = cfg.model, cfg.train
     keep = train.keep_every if keep_every is None else keep_every
+    if cfg.data.crop:
+        x, y, z = (want if want > 0 else have for want, have in zip(cfg.data.crop, size, strict=True))
+        size = (x, y, z)
     depth = min(train.slices, size[2]) if train.slices > 0 else 1
-    batch = train.batch_size * train.duplication * depth
+    batch = train.batch_size * train.duplication * cfg.data.crops * depth
     if train.slices > 0:
         size = (size[0], size[1], 1)
     volume = batch * math.prod(size) * FLOAT_BYTES
+    if model.kind == "cdal" and cfg.cdal.generator != "nca":
+        depth = 1 if model.ndim == 3 else size[2]
+        return adversarial_bytes(cfg, batch * depth, size[: model.ndim])
     if model.kind == "unet":
         return volume * (model.features[0] * UNET_MAPS)
     cells = [
@@ -83,6 +91,40 @@ def step_bytes(cfg: Config, size: Triple, keep_every: int | None = None) -> int:
     again = max(min(keep, steps) * s for steps, s in zip(model.steps, state, strict=True)) if keep > 1 else 0
     images = 2 * volume * (model.in_channels + model.out_channels)
     return kept + again + working * max(state) + images
+
+
+def adversarial_bytes(cfg: Config, samples: int, size: tuple[int, ...]) -> int:
+    """What cDAL's networks keep for the backward pass of ``samples`` labels of ``size`` cells, and all their weights.
+
+    Both are built without memory (device "meta") and asked. They learn one after the other; the gradient penalty is
+    differentiated as well, which keeps three times as much.
+    """
+    with torch.device("meta"):
+        model = build_generator(cfg.model, cfg.cdal)
+        discriminator = build_discriminator(cfg.model, cfg.cdal)
+        x, tau = torch.empty(1, model.label_channels, *size), torch.zeros(1)
+        image, z = torch.empty(1, model.image_channels, *size), torch.empty(1, model.latent)
+    kept = kept_bytes(lambda: model(x, tau, image, z))
+    weights = sum(p.numel() for p in model.parameters())
+    if discriminator is not None:
+        penalised = 3 if cfg.cdal.r1_gamma > 0 else 1
+        kept = max(kept, penalised * kept_bytes(lambda: discriminator(x, tau, x)))
+        weights += sum(p.numel() for p in discriminator.parameters())
+    return samples * kept + FLOAT_BYTES * WEIGHT_COPIES * weights
+
+
+def kept_bytes(run: Callable[[], object]) -> int:
+    """Bytes of the tensors, other than weights, that autograd keeps of a forward pass."""
+    kept = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return kept
 
 
 def reference_bytes(model: ModelConfig) -> int:

@@ -32,6 +32,18 @@ def iou(pred: np.ndarray, target: np.ndarray, empty: str = "one") -> float:
     return _ratio(int(np.count_nonzero(pred & target)), int(np.count_nonzero(pred | target)), empty)
 
 
+def precision(pred: np.ndarray, target: np.ndarray, empty: str = "one") -> float:
+    """Share of the prediction that is right, ``|A and B| / |A|``; arguments and errors as :func:`hard_dice`."""
+    _check_masks(pred, target)
+    return _share(pred & target, pred, target, empty)
+
+
+def sensitivity(pred: np.ndarray, target: np.ndarray, empty: str = "one") -> float:
+    """Share of the target that is found, ``|A and B| / |B|``; arguments and errors as :func:`hard_dice`."""
+    _check_masks(pred, target)
+    return _share(pred & target, target, pred, empty)
+
+
 def soft_dice(prob: np.ndarray, target: np.ndarray, empty: str = "one") -> float:
     """Dice of probabilities against a mask, ``2 sum(p t) / (sum(p) + sum(t))``: no threshold, no smoothing.
 
@@ -52,6 +64,12 @@ def soft_dice(prob: np.ndarray, target: np.ndarray, empty: str = "one") -> float
     _check_shapes("prob", prob, target)
     weights = prob.astype(np.float64)
     return _ratio(2.0 * float(weights[target].sum()), float(weights.sum()) + int(np.count_nonzero(target)), empty)
+
+
+def _share(both: np.ndarray, of: np.ndarray, other: np.ndarray, empty: str) -> float:
+    """``|both| / |of|``; 0 where only ``of`` is empty, as nothing is right, or found, then."""
+    size = int(np.count_nonzero(of))
+    return _ratio(int(np.count_nonzero(both)), size if size else int(np.count_nonzero(other)), empty)
 
 
 def _ratio(numerator: float, denominator: float, empty: str) -> float:

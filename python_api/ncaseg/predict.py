@@ -43,7 +43,8 @@ def predict_case(
     The members are combined by `rule`, and a channel claims the cells whose probability is above
     `cfg.predict.threshold` (0.5). Member i draws its fire bits from (seed, sample i), so it is the same alone and among
     others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a time.
-    A model that samples masks gives the mean of its clipped samples instead, between 0 and 1, and knows no median.
+    A model that samples masks gives the mean of its clipped samples instead, between 0 and 1, and knows no median; one
+    with a channel for the background gives every cell to the channel with the highest mean.
 
     Args:
         model: from `build_model`, `load_model` or `load_edge_model` (the same computation as the former two on
@@ -58,8 +59,8 @@ def predict_case(
     Returns:
         probabilities: `[C_out, *S]` float32 on the native grid.
         labels: `[*S]` uint8. One output channel: 1 is foreground. Several: the label value of the most probable
-            channel among those above the threshold, else 0.
-        variance: `[*S]` float32 population variance of the members' probabilities, the mean over output channels;
+            channel among those above the threshold, else 0. With a background channel: that of the highest mean.
+        variance: `[*S]` float32 population variance of the members' probabilities, the mean over all channels;
             None unless asked for.
 
     Raises:
@@ -67,7 +68,8 @@ def predict_case(
     """
     combined = run_ensemble(model, volume, cfg, samples, seed, rule=rule, with_spread=with_variance)
     variance = None if combined.variance is None else combined.variance.mean(0)
-    return combined.probabilities, labels_of(combined.probabilities, cfg), variance
+    foreground = combined.probabilities[int(cfg.model.has_background) :]
+    return foreground, labels_of(combined.probabilities, cfg), variance
 
 
 def run_ensemble(
@@ -80,7 +82,10 @@ def run_ensemble(
     rule: str = DEFAULT_RULE,
     with_spread: bool = False,
 ) -> Combined:
-    """The combined members of `predict_case` per output channel, on the native grid; arguments and errors as there."""
+    """The combined members of `predict_case` per channel, on the native grid; arguments and errors as there.
+
+    A background channel comes first.
+    """
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
     members: Iterator[np.ndarray]
@@ -123,8 +128,10 @@ def predict_large(
 
 
 def labels_of(probabilities: np.ndarray, cfg: Config) -> np.ndarray:
-    """Label map `[*S]` uint8 of probabilities `[C_out, *S]`: see `predict_case`."""
+    """Label map `[*S]` uint8 of probabilities `[C, *S]`, a background channel first: see `predict_case`."""
     values = np.array([0, *class_values(cfg)], np.uint8)
+    if cfg.model.has_background:
+        return values[probabilities.argmax(0)]
     labels = np.empty(probabilities.shape[1:], np.uint8)
     for row, given in enumerate(np.moveaxis(probabilities, 1, 0)):  # numpy's indices are eight times the labels' size
         winner = 1 + given.argmax(0)  # 0 stays free for background
@@ -163,8 +170,8 @@ def predict_path(
         samples: members of the ensemble; None takes the recipe's.
         seed: names the random stream; None takes the recipe's.
         rule: how members become one, see `ncaseg.ensemble.combine`.
-        png: also write `<id>_overlay.png` and `<id>_variance.png` beside each segmentation, and for a model that
-            samples masks and a picture `<id>_sampling.png`.
+        png: also write `<id>_overlay.png` and `<id>_variance.png` beside each segmentation, and for MedSegDiffNCA and a
+            picture `<id>_sampling.png`.
         overwrite: redo the cases of a folder that already have an output.
         memory: the most bytes that this process may occupy; what was chosen is printed for every case. Needs a model
             on the CPU. None sets no limit.
@@ -210,7 +217,7 @@ def predict_path(
             save_labels(target, labels, volume)
         if variance is not None:
             draw_case(target, labels, variance, volume)
-            if cfg.model.is_diffusion and is_picture(case.image) and not isinstance(loaded, EdgeModel):
+            if cfg.model.kind == "medsegdiff" and is_picture(case.image) and not isinstance(loaded, EdgeModel):
                 from ncaseg.strip import draw_strip
 
                 draw_strip(f"{_stem(target)}_sampling.png", loaded, volume, cfg, samples, seed)
@@ -268,11 +275,14 @@ def _combine_samples(
     model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int, rule: str, with_spread: bool
 ) -> Combined:
     """The mean of the clipped samples of a model that samples masks, and their spread."""
-    from ncaseg import medsegdiff
+    from ncaseg import cdal, medsegdiff
 
     medsegdiff.check_rule(rule)
-    coded = medsegdiff.sample_volume(model, volume, cfg, samples, seed)
-    members = volume.to_native(medsegdiff.decode(coded, cfg.diffusion).numpy())
+    if cfg.model.kind == "cdal":
+        sampled = cdal.sample_volume(model, volume, cfg, samples, seed)
+    else:
+        sampled = medsegdiff.decode(medsegdiff.sample_volume(model, volume, cfg, samples, seed), cfg.diffusion)
+    members = volume.to_native(sampled.numpy())
     mean = members.mean(0)
     return Combined(mean, mean, members.var(0)) if with_spread else Combined(mean)
 

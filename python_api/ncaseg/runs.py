@@ -38,7 +38,7 @@ class Run:
 
     @property
     def num_parameters(self) -> int:
-        return sum(p.numel() for p in build_model(self.cfg.model).parameters())
+        return sum(p.numel() for p in build_model(self.cfg.model, self.cfg.cdal).parameters())
 
     @property
     def changes(self) -> list[str]:

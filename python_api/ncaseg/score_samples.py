@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from ncaseg import medsegdiff, metrics, protocols
 from ncaseg.config import Config
-from ncaseg.data.dataset import Volume, load_case
+from ncaseg.data.dataset import Volume, load_case, pad_end
 from ncaseg.data.index import Case
 from ncaseg.data.resample import resize_image
+from ncaseg.data.standard import unstandardise
 from ncaseg.diffusion.ensemble import summarise
 from ncaseg.ensemble import DEFAULT_RULE
 from ncaseg.models.base import Segmenter
@@ -110,7 +111,8 @@ def score_floors(cfg: Config, cases: Sequence[Case], known: Sequence[Case] = ())
     rows = []
     for case in cases:
         volume = load_case(case, cfg.data)
-        masks = {"everything": np.ones(volume.image.shape[1:], bool), "otsu": protocols.otsu(volume.image[-1])}
+        last = unstandardise(volume.image, cfg.data)[-1]
+        masks = {"everything": np.ones(last.shape, bool), "otsu": protocols.otsu(last)}
         if constant is not None:
             masks["constant"] = constant
         truth = grid_truth(volume) > 0.5
@@ -125,6 +127,12 @@ def grid_truth(volume: Volume) -> np.ndarray:
         return resize_image(truth[None], volume.image.shape[1:], "area")[0]
     missing = [(0, grid - n) for grid, n in zip(volume.image.shape[1:], truth.shape, strict=True)]
     return np.pad(truth, missing)
+
+
+def grid_mask(volume: Volume) -> np.ndarray:
+    """The foreground `[*S]` on the network's grid by nearest neighbour, bool; the padding is none."""
+    masks = volume.to_content((volume.require_label() > 0)[None].astype(np.float32))
+    return pad_end(masks, volume.image.shape[1:])[0] > 0
 
 
 def format_protocols(scores: Mapping[str, Mapping[str, float]]) -> str:

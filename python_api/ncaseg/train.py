@@ -1,23 +1,21 @@
-"""The training loop, top to bottom in one file.
+"""The training loop, top to bottom in one file; what a step does is the task's, see :mod:`ncaseg.tasks`.
 
 Everything random is a function of (seed, step): the order of the cases, their augmentation, the crops, the fire bits.
 A run that was killed therefore continues from ``state.pt`` with the same bits as one that was not (on the CPU, same
 thread count), and there is no generator to save.
 """
 
+import functools
 import math
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ncaseg import config, files, medsegdiff
-from ncaseg.batches import CROP, FIRE, VALIDATE, WEIGHTS, draw_batches, load_batch, steps_per_epoch, stream
+from ncaseg import config, files
+from ncaseg.batches import WEIGHTS, draw_batches, steps_per_epoch, stream
 from ncaseg.checkpoint import load_state, save_model, save_state
 from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore, grid_sizes
@@ -25,14 +23,12 @@ from ncaseg.data.index import Case, find_cases, find_groups
 from ncaseg.data.split import Split, load_split, make_split, save_split
 from ncaseg.levels import Triple, check_reflection, pad_size, working_sizes
 from ncaseg.logs import Progress, RunLog
-from ncaseg.losses import LOSSES
 from ncaseg.memory import check_memory
-from ncaseg.metrics import hard_dice
 from ncaseg.models import build_model
 from ncaseg.models.base import Segmenter
+from ncaseg.tasks import Task, make_task
 
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds", "val_dice")
-Parts = dict[str, list[float]]  # columns of the log beyond these, a value per sample or batch
 
 
 def train(
@@ -75,55 +71,51 @@ def train(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(cfg.train, WEIGHTS))
-        model = build_model(cfg.model).to(device)
-    optimizer = make_optimizer(model, cfg.train)
+        model = build_model(cfg.model, cfg.cdal).to(device)
+        task = make_task(cfg, model)
     average = make_average(model, cfg.train)
     per_epoch = steps_per_epoch(len(split.train), cfg.train)
     total = cfg.train.steps if cfg.train.steps > 0 else cfg.train.epochs * per_epoch
     step = updates = 0
     if (out / "state.pt").exists():
-        step, updates = _restore(out / "state.pt", model, optimizer, average, split)
+        step, updates = _restore(out / "state.pt", task, average, split)
 
-    more = medsegdiff.COLUMNS if cfg.model.is_diffusion else ()
-    with RunLog(out, (*COLUMNS, *more), keep_through=step) as log, Progress(total, start=step) as progress:
+    with RunLog(out, (*COLUMNS, *task.columns), keep_through=step) as log, Progress(total, start=step) as progress:
         while step < total:
             began = time.monotonic()
-            lr = learning_rate(cfg.train, updates, total, step // per_epoch, per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            batches = draw_batches(split.train, cfg.train, step)
-            loss, learned, parts = _accumulate(model, optimizer, volumes, batches, cfg, step)
-            limit = cfg.train.grad_clip if cfg.train.grad_clip > 0 else math.inf
-            grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), limit))
-            if not math.isfinite(loss + grad_norm):
-                _save(out, model, optimizer, average, cfg, split, step, updates)
+            rate = functools.partial(
+                learning_rate, updates=updates, total=total, epoch=step // per_epoch, per_epoch=per_epoch
+            )
+            outcome = task.step(volumes, draw_batches(split.train, cfg.train, step), step, rate)
+            lr = rate(cfg.train)
+            if not outcome.is_finite:
+                _save(out, task, average, split, step, updates)
                 raise FloatingPointError(
-                    f"training stopped at step {step}: loss {loss}, gradient norm {grad_norm}, lr {lr:.3g}; the state "
-                    f"before this step is in {out / 'state.pt'}. Lower train.lr or set train.grad_clip=1.0 in a new run"
+                    f"training stopped at step {step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}, lr "
+                    f"{lr:.3g}; the last good state is in {out / 'state.pt'}. Lower train.lr or set "
+                    "train.grad_clip=1.0 in a new run"
                 )
-            if learned:
-                optimizer.step()
-                updates += 1
+            updates += outcome.learned
             step += 1
-            if learned and average is not None and is_averaged(cfg.train, step, updates, per_epoch):
+            if outcome.learned and average is not None and is_averaged(cfg.train, step, updates, per_epoch):
                 average.update_parameters(model)
 
             val_dice = None
             if cfg.train.validate_every > 0 and _is_due(step, total, cfg.train.validate_every):
-                val_dice = validation_dice(best_weights(model, average), volumes, split.validation, cfg)
+                val_dice = task.validation_dice(best_weights(model, average), volumes, split.validation)
             row: dict[str, float | None] = {
                 "step": step,
                 "epoch": (step - 1) // per_epoch,
-                "loss": loss,
+                "loss": outcome.loss,
                 "lr": lr,
-                "grad_norm": grad_norm,
+                "grad_norm": outcome.grad_norm,
             }
             row |= {"seconds": round(time.monotonic() - began, 4), "val_dice": val_dice}
-            log.write(row | {name: _mean(parts.get(name, [])) for name in more})
+            log.write(row | {name: _mean(outcome.parts.get(name, [])) for name in task.columns})
             shown = "" if val_dice is None else f"  val dice {val_dice:.3f}"
-            progress.update(step, f"loss {loss:.4f}  lr {lr:.2e}{shown}")
+            progress.update(step, f"loss {outcome.loss:.4f}  lr {lr:.2e}{shown}")
             if _is_due(step, total, cfg.train.checkpoint_every):
-                _save(out, model, optimizer, average, cfg, split, step, updates)
+                _save(out, task, average, split, step, updates)
     return out / "model.safetensors"
 
 
@@ -134,7 +126,7 @@ def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
         ValueError: one does not; the message names the case, the level and the axis.
     """
     model = cfg.model
-    if model.kind == "unet" or model.padding != "reflect":
+    if model.kind in ("unet", "cdal") or model.padding != "reflect":
         return
     for case, size in sizes.items():
         size = pad_size(size, model.scales, model.pad)
@@ -143,12 +135,6 @@ def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
                 check_reflection(working_sizes(size, model.scales, patches), model.kernel_sizes, model.ndim)
             except ValueError as error:
                 raise ValueError(f"case {case}: {error}") from error
-
-
-def make_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
-    """One Adam over all levels, which equals one per level; or AdamW, whose decay is apart from the gradient."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
-    return kind(model.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
 
 
 def learning_rate(cfg: TrainConfig, updates: int, total: int, epoch: int = 0, per_epoch: int = 1) -> float:
@@ -180,75 +166,6 @@ def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:
         return model
     assert isinstance(average.module, Segmenter)
     return average.module
-
-
-@torch.no_grad()
-def validation_dice(model: Segmenter, volumes: CaseStore, ids: Sequence[str], cfg: Config) -> float | None:
-    """Mean hard Dice of the merged foreground at native geometry, one run per case; None without cases."""
-    if cfg.model.is_diffusion:
-        return medsegdiff.validation_dice(model, volumes, ids, cfg)
-    device = next(model.parameters()).device
-    scores = []
-    for number, case in enumerate(ids):
-        volume = volumes[case]
-        image = torch.from_numpy(volume.image)[None].to(device)
-        logits = model(image, seed=stream(cfg.train, VALIDATE), first_sample=number)  # [1, C_out, *S]
-        found = np.any(volume.to_native(logits[0].cpu().numpy()) > 0, axis=0)
-        scores.append(hard_dice(np.asarray(found), np.asarray(volume.require_label() > 0)))
-    return sum(scores) / len(scores) if scores else None
-
-
-def _accumulate(
-    model: Segmenter,
-    optimizer: torch.optim.Optimizer,
-    volumes: CaseStore,
-    batches: list[tuple[str, ...]],
-    cfg: Config,
-    step: int,
-) -> tuple[float, bool, Parts]:
-    """Leave the mean gradient over the batches in the parameters.
-
-    Returns:
-        The mean loss, whether there is a gradient, and what the loss is made of.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    device = next(model.parameters()).device
-    mean_loss, learned, parts = 0.0, False, Parts()
-    for number, ids in enumerate(batches):
-        image, target = (tensor.to(device) for tensor in load_batch(volumes, ids, cfg, step, number))
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.train.precision == "bfloat16"):
-            loss, found = batch_loss(model, image, target, cfg, step, number)
-        loss = loss / len(batches)
-        for name, values in found.items():
-            parts.setdefault(name, []).extend(values)
-        mean_loss += loss.item()
-        if loss.requires_grad:
-            loss.backward()
-            learned = True
-    return mean_loss, learned, parts
-
-
-def batch_loss(
-    model: Segmenter, image: Tensor, target: Tensor, cfg: Config, step: int, number: int
-) -> tuple[Tensor, Parts]:
-    """The loss of batch ``number`` of a step, and what it is made of where the log has columns for that."""
-    if cfg.model.is_diffusion:
-        return medsegdiff.batch_loss(model, image, target, cfg, step, number)
-    logits, target = model.crop_forward(
-        image,
-        target,
-        seed=stream(cfg.train, FIRE, step, number),
-        generator=torch.Generator().manual_seed(stream(cfg.train, CROP, step, number)),
-        keep_every=cfg.train.keep_every,
-        foreground=cfg.train.foreground_crops,
-    )
-    return loss_of(logits, target, cfg.train), {}
-
-
-def loss_of(logits: Tensor, target: Tensor, cfg: TrainConfig) -> Tensor:
-    """The loss that the recipe names; see :mod:`ncaseg.losses`."""
-    more = {"gamma": cfg.focal_gamma} if cfg.loss == "dice_focal" else {}
-    return LOSSES[cfg.loss](logits.float(), target, skip_empty=cfg.skip_empty, weights=cfg.loss_weights, **more)
 
 
 def _mean(values: list[float]) -> float | None:
@@ -296,33 +213,20 @@ def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str
     return split
 
 
-def _save(
-    out: Path,
-    model: Segmenter,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    cfg: Config,
-    split: Split,
-    step: int,
-    updates: int,
-) -> None:
-    best = best_weights(model, average)
-    weights = "last" if best is model else "average"
+def _save(out: Path, task: Task, average: AveragedModel | None, split: Split, step: int, updates: int) -> None:
+    best = best_weights(task.model, average)
+    weights = "last" if best is task.model else "average"
     metadata = {"step": str(step), "split_sha256": split.sha256, "weights": weights}
-    save_model(out / "model.safetensors", best, cfg, metadata)
-    state = {"step": step, "updates": updates, "split_sha256": split.sha256}
-    state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    save_model(out / "model.safetensors", best, task.cfg, metadata)
+    state = {"step": step, "updates": updates, "split_sha256": split.sha256} | task.state()
     save_state(out / "state.pt", state if average is None else state | {"average": average.state_dict()})
 
 
-def _restore(
-    path: Path, model: Segmenter, optimizer: torch.optim.Optimizer, average: AveragedModel | None, split: Split
-) -> tuple[int, int]:
+def _restore(path: Path, task: Task, average: AveragedModel | None, split: Split) -> tuple[int, int]:
     state = load_state(path)
     if state["split_sha256"] != split.sha256:
         raise ValueError(f"{path} belongs to another split than the one in {path.parent / 'split.json'}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    task.restore(state)
     if average is not None:
         average.load_state_dict(state["average"])
     return state["step"], state["updates"]

@@ -85,6 +85,19 @@ def test_outside_repeats_the_border():
     assert torch.equal(A.warp(image, torch.eye(3), (3.0, 0.0, 0.0), UNIT, "nearest"), image)
 
 
+def test_outside_is_zero_if_asked():
+    cfg = AugmentConfig(
+        affine=1.0, rotation_degrees=(0.0, 0.0, 22.0), scale=(0.75, 0.75), shift_mm=(0,) * 3, fill="zeros"
+    )
+    ones = torch.ones(2, 40, 40, 1)
+    _, _, out, moved = run(cfg, image=ones)
+    assert not out[:, 0].any() and not moved[:, 0].any()  # a picture of 30 x 30 cells, turned, in 40 x 40
+    assert out[:, 20, 20].eq(1).all() and out.mean().item() == pytest.approx(0.75**2, abs=0.02)
+    assert set(moved.unique().tolist()) == {0.0, 1.0}
+    border = run(AugmentConfig(affine=1.0, scale=(0.75, 0.75)), image=ones)[2]
+    torch.testing.assert_close(border, ones)
+
+
 def test_noise_has_its_deviation_and_leaves_the_target():
     cfg = AugmentConfig(noise=1.0, noise_std=(0.1, 0.1))
     image, target, out, moved = run(cfg, image=volume(1, 20, 20, 20))
@@ -126,6 +139,9 @@ def test_low_resolution_keeps_constants_and_size():
         ({"affine": 1.5}, "augment.affine must be a probability"),
         ({"flip": (0.0, -0.1, 0.0)}, "augment.flip must be probabilities"),
         ({"scale": (1.1, 0.9)}, "augment.scale must be a range"),
+        ({"fill": "mirror"}, "augment.fill must be one of border, zeros"),
+        ({"jitter": -0.5}, "augment.jitter must be a probability"),
+        ({"jitter_strengths": (0.4, 0.4, 0.4, 0.6)}, "augment.jitter_strengths must lie in"),
         ({"gamma_exponent": (0.0, 1.0)}, "augment.gamma_exponent must be a range"),
         ({"low_resolution_zoom": (0.5, 2.0)}, "augment.low_resolution_zoom must not exceed 1"),
         ({"shift_mm": (0.0, 0.0, -1.0)}, "augment.shift_mm must not be negative"),

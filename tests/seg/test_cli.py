@@ -61,7 +61,7 @@ def test_help_is_immediate():
     assert min(after - before for before, after in zip(began, began[1:], strict=False)) < 0.3
 
 
-@pytest.mark.parametrize("verb", ["train", "predict", "evaluate", "qc", "reproduce", "demo", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "folds", "predict", "evaluate", "qc", "reproduce", "demo", "doctor"])
 def test_help_of_a_verb_exits_with_0(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(verb, "--help")

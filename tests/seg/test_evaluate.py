@@ -51,6 +51,8 @@ def test_class_scores_match_hand_computation():
     assert first["soft_dice"] == pytest.approx(2 * 0.9 / (1.8 + 1))
     assert second["hard_dice"] == pytest.approx(2 * 1 / (1 + 2))
     assert second["soft_dice"] == pytest.approx(2 * (0.8 + 0.4) / (1.6 + 2))
+    assert (first["precision"], first["sensitivity"]) == (0.5, 1.0)
+    assert (second["precision"], second["sensitivity"]) == (1.0, 0.5)
 
 
 @pytest.mark.parametrize(("empty", "expected"), [("one", 1.0), ("zero", 0.0), ("skip", None)])

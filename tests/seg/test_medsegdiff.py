@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ncaseg import config, medsegdiff, train
+from ncaseg.batches import load_batch
 from ncaseg.checkpoint import load_model, load_state
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import find_cases
@@ -15,6 +16,7 @@ from ncaseg.data.lesions import write_lesions
 from ncaseg.diffusion import losses
 from ncaseg.logs import read_rows
 from ncaseg.models import build_model
+from ncaseg.tasks import MaskDiffusion
 
 TINY = [
     "model.channels=8",
@@ -221,13 +223,12 @@ def test_microbatches_add_up(data):
     cfg = tiny()
     model, store = made(cfg), train.CaseStore(find_cases(data), cfg.data)
     ids = list(store._cases)
-    optimizer = train.make_optimizer(model, cfg.train)
-    loss, learned, parts = train._accumulate(model, optimizer, store, [(ids[0],), (ids[1],)], cfg, 0)
+    loss, learned, parts = MaskDiffusion(cfg, model).accumulate(store, [(ids[0],), (ids[1],)], 0)
     got = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     each = []
     for number in range(2):
-        image, target = train.load_batch(store, (ids[number],), cfg, 0, number)
+        image, target = load_batch(store, (ids[number],), cfg, 0, number)
         each.append(medsegdiff.batch_loss(model, image, target, cfg, 0, number)[0])
     (sum(each) / 2).backward()
     assert learned and loss == pytest.approx(sum(x.item() for x in each) / 2) and len(parts["answer_loss"]) == 2

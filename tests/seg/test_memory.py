@@ -48,6 +48,12 @@ def test_slices_and_padding_are_counted():
     assert memory.step_bytes(padded, (13, 12, 12)) > memory.step_bytes(native, (13, 12, 12))
 
 
+def test_boxes_count_instead_of_volumes():
+    boxes = config.load_recipe("med-nca", ["data.crop=[32, 32, 0]", "data.crops=3", "train.slices=4"])
+    alone = config.load_recipe("med-nca", ["train.batch_size=15", "train.slices=4"])
+    assert memory.step_bytes(boxes, (256, 250, 20)) == memory.step_bytes(alone, (32, 32, 20))
+
+
 def test_largest_volume_counts(data, tmp_path):
     write_phantoms(tmp_path, 1, seed=0, size=(13, 12, 12))
     cfg = config.load_recipe("demo")
@@ -120,3 +126,15 @@ def test_estimate_is_near_the_measured_peak():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured, estimated = (int(word) for word in done.stdout.split())
     assert 0.6 * measured < estimated < 2.0 * measured
+
+
+def test_adversarial_networks_are_asked_what_they_keep():
+    linear = torch.nn.Linear(3, 5)
+    assert memory.kept_bytes(lambda: linear(torch.zeros(7, 3))) == 7 * 3 * 4
+    both = memory.step_bytes(config.load_recipe("cdal-cxr"), (256, 256, 1))
+    alone = config.load_recipe("cdal-cxr", ["cdal.discriminator=none", "cdal.attention=off"])
+    # Three pictures, 0.97 GB each, and 8.8 million weights with their gradients and moments.
+    assert memory.step_bytes(alone, (256, 256, 1)) == pytest.approx(3 * 0.971e9 + 16 * 8_843_777, rel=0.01)
+    assert both > memory.step_bytes(alone, (256, 256, 1))
+    small = config.load_recipe("cdal-hippocampus-small")
+    assert memory.step_bytes(small, (40, 50, 40)) == memory.step_bytes(small, (35, 60, 32))  # boxes of one size

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ncaseg.metrics import hard_dice, iou, soft_dice
+from ncaseg.metrics import hard_dice, iou, precision, sensitivity, soft_dice
 
 A = np.array([[True, True, True], [False, False, False]])
 B = np.array([[False, True, True], [True, True, False]])
@@ -17,7 +17,12 @@ def test_partial_overlap_by_hand():
     assert iou(A, B) == pytest.approx(2 / 5)
 
 
-@pytest.mark.parametrize("metric", [hard_dice, iou])
+def test_shares_of_prediction_and_target_by_hand():
+    assert precision(A, B) == pytest.approx(2 / 3) and sensitivity(A, B) == pytest.approx(2 / 4)
+    assert precision(ALL, A) == 0.5 and sensitivity(ALL, A) == 1.0
+
+
+@pytest.mark.parametrize("metric", [hard_dice, iou, precision, sensitivity])
 def test_equal_and_disjoint_masks(metric):
     assert metric(ALL, ALL) == 1.0
     assert metric(A, ~A) == 0.0
@@ -29,7 +34,9 @@ def test_full_prediction_by_hand():
     assert iou(ALL, A) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("metric", [hard_dice, iou, lambda p, t, e: soft_dice(p.astype(np.float32), t, e)])
+@pytest.mark.parametrize(
+    "metric", [hard_dice, iou, precision, sensitivity, lambda p, t, e: soft_dice(p.astype(np.float32), t, e)]
+)
 def test_two_empty_masks_give_what_empty_says(metric):
     assert metric(NONE, NONE, "one") == 1.0
     assert metric(NONE, NONE, "zero") == 0.0

@@ -30,6 +30,7 @@ LAYOUTS = [
     ("images/{}.png", "masks/{}.png"),
     ("ISIC2018_Task1-2_Training_Input/{}.jpg", "ISIC2018_Task1_Training_GroundTruth/{}_segmentation.png"),
     ("ISIC-2017_Training_Data/{}.jpg", "ISIC-2017_Training_Part1_GroundTruth/{}_Segmentation.png"),
+    ("CXR_png/{}.png", "masks/{}_mask.png"),
 ]
 
 

@@ -6,6 +6,7 @@ import torch
 from ncaseg import config, train
 from ncaseg.levels import working_sizes
 from ncaseg.models import build_model
+from ncaseg.models.cdal.build import build_discriminator, build_generator
 
 COUNTS = {
     "m3d-hippocampus": 8768,
@@ -29,6 +30,29 @@ def test_octree_has_the_published_count_without_the_weights_of_the_image_channel
     model = build_model(config.load_recipe("octree-prostate").model)
     dead = sum(level.out_weight[: model.in_channels].numel() for level in model.levels)
     assert COUNTS["octree-prostate"] - dead == 17600
+
+
+@pytest.mark.parametrize(
+    ("name", "generator", "discriminator"),
+    [
+        ("cdal-hippocampus", 3_682_275, 3_188_225),
+        ("cdal-hippocampus-head", 2_691_971, 12_462_849),
+        ("cdal-hippocampus-literal", 3_682_275, 3_188_225),
+        ("cdal-hippocampus-small", 462_531, 200_321),
+        ("cdal-monuseg", 41_666_753, 27_736_705),
+        ("cdal-cxr", 8_843_777, 27_736_705),
+        ("cdal-cxr-head", 8_843_777, 27_736_705),
+        ("cdal-nca-hippocampus", 69_184, 200_321),
+        ("cdal-nca-hippocampus-3d", 71_488, 570_113),
+        ("cdal-nca-cxr", 69_184, 798_337),
+        ("cdal-nca-monuseg", 35_648, 798_337),
+    ],
+)
+def test_cdal_has_the_counts_that_are_stated(name, generator, discriminator):
+    cfg = config.load_recipe(name)
+    with torch.device("meta"):
+        networks = build_generator(cfg.model, cfg.cdal), build_discriminator(cfg.model, cfg.cdal)
+    assert [sum(p.numel() for p in network.parameters()) for network in networks] == [generator, discriminator]
 
 
 @pytest.mark.parametrize("name", [name for name in COUNTS if config.load_recipe(name).data.size])

@@ -19,6 +19,8 @@ from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import load_split
 from ncaseg.logs import read_rows
 from ncaseg.losses import dice_bce
+from ncaseg.tasks import Segmentation
+from ncaseg.tasks.base import make_optimizer
 
 TINY = [
     "model.channels=4",
@@ -191,8 +193,7 @@ def test_accumulated_gradient_is_the_mean_over_single_volumes(data):
     torch.nn.init.normal_(model.levels[0].out_weight, std=0.1)
     volumes = CaseStore(find_cases(data), cfg.data)
     ids = ("phantom_000", "phantom_001")
-    optimizer = torch.optim.Adam(model.parameters())
-    loss, learned, _ = train._accumulate(model, optimizer, volumes, [(i,) for i in ids], cfg, step=4)
+    loss, learned, _ = Segmentation(cfg, model).accumulate(volumes, [(i,) for i in ids], step=4)
     got = [p.grad.clone() for p in model.parameters()]
 
     model.zero_grad()
@@ -299,8 +300,8 @@ def test_average_is_the_running_mean_of_the_weights(data, tmp_path, monkeypatch)
     class current:
         model = None
 
-    def build(cfg):
-        current.model = build_model(cfg)
+    def build(*parts):
+        current.model = build_model(*parts)
         return current.model
 
     build_model = train.build_model
@@ -399,8 +400,8 @@ def test_rate_decays_per_step_unless_asked_otherwise(data, tmp_path, interval, p
 
 def test_optimizers_by_name():
     model = torch.nn.Linear(2, 2)
-    adam = train.make_optimizer(model, tiny("train.lr=0.1").train)
-    adamw = train.make_optimizer(model, tiny("train.optimizer=adamw", "train.weight_decay=0.3").train)
+    adam = make_optimizer(model, tiny("train.lr=0.1").train)
+    adamw = make_optimizer(model, tiny("train.optimizer=adamw", "train.weight_decay=0.3").train)
     assert type(adam) is torch.optim.Adam and type(adamw) is torch.optim.AdamW
     assert adam.defaults["betas"] == (0.9, 0.99) and adamw.defaults["weight_decay"] == 0.3
 
@@ -425,7 +426,7 @@ def test_a_channel_per_class_is_trained_and_scored(data, tmp_path):
     model, loaded, _ = load_model(path)
     scores = evaluate.score_cases(model, loaded, find_cases(data), name="x", samples=2)
     assert set(scores["classes"]) == {"1", "2"}
-    assert all(set(entry) == set(evaluate.METRICS) for entry in scores["classes"].values())
+    assert all(set(entry) == set(evaluate.CLASS_METRICS) for entry in scores["classes"].values())
     assert scores["classes"]["1"]["hard_dice"] > 0.3  # chance finds less than 0.1
 
 

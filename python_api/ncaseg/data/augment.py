@@ -1,4 +1,4 @@
-"""Random changes of a training case: mirror, affine map, noise, blur, brightness, contrast, gamma, low resolution.
+"""Random changes of a training case: mirror, affine map, colours, noise, blur, contrast, gamma, low resolution.
 
 What is drawn comes from one generator, so that a sample's augmentation is a function of its seed. Images and targets
 are ``[C, X, Y, Z]`` on the CPU; what moves cells moves both, what changes intensities leaves the target alone.
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ncaseg.data.jitter import jitter
 from ncaseg.settings import AugmentConfig
 
 
@@ -35,8 +36,10 @@ def augment(
         angles = [math.radians(_uniform(-limit, limit, generator)) for limit in cfg.rotation_degrees]
         matrix = rotation(angles) * _uniform(*cfg.scale, generator)
         shift_mm = [_uniform(-limit, limit, generator) for limit in cfg.shift_mm]
-        image = warp(image, matrix, shift_mm, spacing_mm, "bilinear")
-        target = warp(target, matrix, shift_mm, spacing_mm, "nearest")
+        image = warp(image, matrix, shift_mm, spacing_mm, "bilinear", cfg.fill)
+        target = warp(target, matrix, shift_mm, spacing_mm, "nearest", cfg.fill)
+    if _happens(cfg.jitter, generator):
+        image = jitter(image, cfg.jitter_strengths, generator)
     if _happens(cfg.noise, generator):
         image = image + _uniform(*cfg.noise_std, generator) * torch.randn(image.shape, generator=generator)
     if _happens(cfg.blur, generator):
@@ -66,15 +69,21 @@ def rotation(angles: Sequence[float]) -> Tensor:
     return matrix
 
 
-def warp(volume: Tensor, matrix: Tensor, shift_mm: Sequence[float], spacing_mm: Sequence[float], mode: str) -> Tensor:
+def warp(
+    volume: Tensor,
+    matrix: Tensor,
+    shift_mm: Sequence[float],
+    spacing_mm: Sequence[float],
+    mode: str,
+    fill: str = "border",
+) -> Tensor:
     """Move what lies at the point p to ``matrix p + shift_mm``; p is in millimetres from the centre.
-
-    Cells that come from outside repeat the border.
 
     Args:
         volume: ``[C, X, Y, Z]``.
         matrix: ``[3, 3]``, invertible.
         mode: "bilinear" (trilinear here) or "nearest".
+        fill: cells that come from outside repeat the "border", or are "zeros".
     """
     back = torch.linalg.inv(matrix)
     half_mm = torch.tensor([n * mm / 2 for n, mm in zip(volume.shape[1:], spacing_mm, strict=True)])
@@ -83,7 +92,7 @@ def warp(volume: Tensor, matrix: Tensor, shift_mm: Sequence[float], spacing_mm: 
     offset = -(back @ torch.tensor(list(shift_mm))) / half_mm
     theta = torch.cat([linear.flip(0, 1), offset.flip(0)[:, None]], dim=1)
     grid = F.affine_grid(theta[None], [1, *volume.shape], align_corners=False)
-    return F.grid_sample(volume[None], grid, mode=mode, padding_mode="border", align_corners=False)[0]
+    return F.grid_sample(volume[None], grid, mode=mode, padding_mode=fill, align_corners=False)[0]
 
 
 def blur(channel: Tensor, sigma: float) -> Tensor:

@@ -13,6 +13,7 @@ from ncaseg.config import DataConfig
 from ncaseg.data.index import Case
 from ncaseg.data.pictures import is_picture, open_mask, open_picture
 from ncaseg.data.resample import resize_back, resize_image, resize_mask
+from ncaseg.data.standard import standardise
 from ncaseg.levels import Triple
 
 AFFINE_TOLERANCE = 1e-3  # mm; well above the rounding of NIfTI's float32 geometry, well below a voxel
@@ -22,9 +23,9 @@ AFFINE_TOLERANCE = 1e-3  # mm; well above the rounding of NIfTI's float32 geomet
 class Volume:
     """One loaded case.
 
-    ``image`` is float32 ``[C_in, *S]`` in [0, 1] on the grid of the network: the native one, or, where the recipe has a
-    size, zero-padded at the end of each axis or resized (``is_resized``). ``label`` is int64 (uint8 of a picture) on
-    the native grid with the file's own values, or None.
+    ``image`` is float32 ``[C_in, *S]`` on the grid of the network: the native one, or, where the recipe has a size,
+    zero-padded at the end of each axis or resized (``is_resized``); in [0, 1], or standardised where it has a mean.
+    ``label`` is int64 (uint8 of a picture) on the native grid with the file's own values, or None.
     """
 
     id: str
@@ -61,7 +62,7 @@ class Volume:
 
 
 def load_case(case: Case, cfg: DataConfig) -> Volume:
-    """Read one case: clip to percentiles, min-max to [0, 1], pad or resize, and clip again, as the recipe says.
+    """Read one case: clip to percentiles, min-max to [0, 1], pad or resize, clip again, standardise, as it is set.
 
     The order is that of M3D-NCA. Axes stay as stored; nothing is reoriented.
 
@@ -73,7 +74,7 @@ def load_case(case: Case, cfg: DataConfig) -> Volume:
     image = _select_modalities(data, case, cfg)
     del data  # large volumes: one copy at a time
     native_size = image.shape[1:]
-    image = _normalise(image, cfg, case)
+    image = standardise(_normalise(image, cfg, case), cfg)
     return Volume(
         id=case.id,
         image=image,

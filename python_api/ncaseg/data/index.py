@@ -15,9 +15,11 @@ FOLDER_PAIRS = (
     ("images", "masks"),
     ("ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"),
     ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"),
+    ("CXR_png", "masks"),  # Montgomery and Shenzhen
 )
 GROUPS = "groups.csv"
-MASK_ENDING = "_segmentation"  # of the masks of ISIC, in either case: ISIC_0000000_segmentation.png
+# Of the masks of ISIC and Shenzhen, in either case: ISIC_0000000_segmentation.png, CHNCXR_0001_0_mask.png.
+MASK_ENDINGS = ("_segmentation", "_mask")
 NO_IMAGES = "_superpixels"  # files of ISIC 2016 and 2017 beside the images
 
 
@@ -37,12 +39,12 @@ def find_cases(
 
     Args:
         data: a folder with ``dataset.json`` (Medical Segmentation Decathlon; its "training" list is read), or with the
-            folders ``imagesTr`` and ``labelsTr`` (or ``masksTr``), ``images`` and ``labels`` (or ``masks``), or those
-            of ISIC 2017 part 1 or ISIC 2018 task 1.
+            folders ``imagesTr`` and ``labelsTr`` (or ``masksTr``), ``images`` and ``labels`` (or ``masks``),
+            ``CXR_png`` and ``masks``, or those of ISIC 2017 part 1 or ISIC 2018 task 1.
         images: instead of ``data``: a folder of NIfTI images, or of pictures (which are ignored beside NIfTI files).
             Dot-files (among them the ``._`` companions of macOS) are ignored.
-        labels: the folder of their labels, matched by file name, after which pictures may have ``_segmentation``. An
-            image without a label gives ``label=None``.
+        labels: the folder of their labels, matched by file name, after which pictures may have ``_segmentation`` or
+            ``_mask``. An image without a label gives ``label=None``.
 
     Raises:
         FileNotFoundError: a folder or a listed file does not exist, or there is no image.
@@ -99,7 +101,8 @@ def case_id(path: str | Path) -> str:
     if not pictures.is_picture(path):
         raise ValueError(f"{path} must be a NIfTI file ending in {' or '.join(SUFFIXES)}, or a picture")
     stem = Path(path).stem
-    return stem[: -len(MASK_ENDING)] if stem.lower().endswith(MASK_ENDING) else stem
+    ending = next((ending for ending in MASK_ENDINGS if stem.lower().endswith(ending)), "")
+    return stem[: len(stem) - len(ending)]
 
 
 def _listed(index: Path) -> list[Case]:

@@ -1,14 +1,20 @@
 """Models by configuration."""
 
-from ncaseg.config import ModelConfig
+from ncaseg.config import CdalConfig, ModelConfig
 from ncaseg.models.base import Segmenter
+from ncaseg.models.cdal.build import CDAL, build_generator
 from ncaseg.models.medsegdiffnca import MedSegDiffNCA
 from ncaseg.models.segmenter import M3D
 from ncaseg.models.unet import UNet
 
 
-def build_model(cfg: ModelConfig) -> Segmenter:
-    """The segmenter that a recipe describes, with fresh weights drawn from torch's default generator."""
+def build_model(cfg: ModelConfig, cdal: CdalConfig | None = None) -> Segmenter:
+    """The segmenter that a recipe describes, with fresh weights drawn from torch's default generator.
+
+    ``cdal`` is for ``cfg.kind`` "cdal" alone.
+    """
+    if cfg.kind == "cdal":
+        return CDAL(build_generator(cfg, CdalConfig() if cdal is None else cdal))
     if cfg.kind == "unet":
         return UNet(in_channels=cfg.in_channels, out_channels=cfg.out_channels, features=cfg.features)
     if cfg.kind in ("medsegdiff", "medsegdiff_oneshot"):

@@ -2,13 +2,23 @@
 
 import dataclasses
 
+from ncaseg.settings.cdal import CdalConfig
 from ncaseg.settings.checks import require
 from ncaseg.settings.data import AugmentConfig, DataConfig
 from ncaseg.settings.diffusion import DiffusionConfig
 from ncaseg.settings.model import ModelConfig
 from ncaseg.settings.training import PredictConfig, TrainConfig
 
-__all__ = ["AugmentConfig", "Config", "DataConfig", "DiffusionConfig", "ModelConfig", "PredictConfig", "TrainConfig"]
+__all__ = [
+    "AugmentConfig",
+    "CdalConfig",
+    "Config",
+    "DataConfig",
+    "DiffusionConfig",
+    "ModelConfig",
+    "PredictConfig",
+    "TrainConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +32,7 @@ class Config:
     augment: AugmentConfig = AugmentConfig()
     predict: PredictConfig = PredictConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    cdal: CdalConfig = CdalConfig()
 
     def __post_init__(self) -> None:
         allowed = (1, len(self.data.labels))
@@ -42,3 +53,15 @@ class Config:
         require(channels <= self.model.in_channels, "diffusion.image_channels", limit, channels)
         is_flat = self.train.slices == 0 or self.model.ndim == 2
         require(is_flat, "train.slices", "be 0 unless model.ndim is 2", self.train.slices)
+        if self.model.kind == "cdal":
+            self._check_cdal()
+
+    def _check_cdal(self) -> None:
+        """What automata need as generators: room for what they are given, and no norm."""
+        if self.cdal.generator != "nca":
+            return
+        label = self.model.out_channels + self.model.has_background
+        least = self.model.in_channels + 2 * label
+        holds = f"be at least {least}: image, noisy label and logits"
+        require(self.model.channels >= least, "model.channels", holds, self.model.channels)
+        require(self.model.norm == "none", "model.norm", 'be "none" with cdal.generator "nca"', self.model.norm)

@@ -14,7 +14,11 @@ class DataConfig:
     ("resize"); ``clip_again`` repeats clip and min-max after that, as M3D-NCA does.
     ``intensity`` "percentiles" clips each channel and maps it to [0, 1]; "stored" takes the numbers of the file
     (pictures: 0..1). ``resample`` is how an image is resized: "bicubic", M3D-NCA's, or "area", bilinear with a filter
-    as wide as the cells, for pictures that shrink a lot.
+    as wide as the cells, for pictures that shrink a lot. At last ``mean`` is subtracted from each channel, which is
+    then divided by ``std`` (both empty: neither).
+    Training takes ``crops`` random boxes of ``crop`` cells from every case (empty: whole cases; 0 takes the whole
+    axis), anywhere (``crop_places`` "uniform") or centred on foreground and background in turn of a fair coin
+    ("balanced"). Where a case is smaller than the box its border is repeated.
     """
 
     labels: tuple[int, ...] = (1,)
@@ -25,6 +29,11 @@ class DataConfig:
     clip_again: bool = False
     intensity: str = "percentiles"
     resample: str = "bicubic"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    crop: tuple[int, ...] = ()
+    crops: int = 1
+    crop_places: str = "uniform"
     validation_fraction: float = 0.15
     split_seed: int = 0
     cache: bool = True
@@ -43,8 +52,22 @@ class DataConfig:
         require_one_of("data.resample", self.resample, ("bicubic", "area"))
         clips = self.intensity == "percentiles" or not self.clip_again
         require(clips, "data.clip_again", 'be false with data.intensity "stored"', self.clip_again)
+        self._check_standard()
+        require(len(self.crop) in (0, 3), "data.crop", "be empty (whole cases) or three sizes", self.crop)
+        require(all(s >= 0 for s in self.crop), "data.crop", "not be negative", self.crop)
+        require(self.crops >= 1, "data.crops", "be at least 1", self.crops)
+        require(self.crops == 1 or self.crop != (), "data.crops", "be 1 without data.crop", self.crops)
+        require_one_of("data.crop_places", self.crop_places, ("uniform", "balanced"))
         fraction = self.validation_fraction
         require(0.0 <= fraction < 1.0, "data.validation_fraction", "lie in [0, 1)", fraction)
+
+    def _check_standard(self) -> None:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            one_each = f"be empty or have one number per entry of data.modalities ({len(self.modalities)})"
+            require(len(values) in (0, len(self.modalities)), f"data.{name}", one_each, values)
+        require(len(self.mean) == len(self.std), "data.std", "be given if and only if data.mean is", self.std)
+        require(all(s > 0 for s in self.std), "data.std", "be positive", self.std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +75,13 @@ class AugmentConfig:
     """Random changes of training cases, each with its own probability; all of them are off by default.
 
     ``flip`` has one probability per axis. ``affine`` turns by up to ``rotation_degrees`` about each axis, scales by a
-    factor from ``scale`` and shifts by up to ``shift_mm``; labels move by nearest neighbour. Then follow Gaussian
-    noise, blur (sigma in cells; each channel with probability ``blur_channel``), brightness (a factor), contrast (a
-    factor about the mean, within the old range), gamma (an exponent on [0, 1]) and a loss of resolution (nearest
-    sampling at ``low_resolution_zoom`` of the cells). Ranges are drawn from uniformly, once per case and step.
+    factor from ``scale`` and shifts by up to ``shift_mm``; labels move by nearest neighbour; what comes from outside
+    repeats the border (``fill`` "border") or is 0, in image and label ("zeros"). ``jitter`` changes brightness,
+    contrast, saturation and hue of a picture, in random order, by up to ``jitter_strengths``: see
+    :func:`ncaseg.data.jitter.jitter`. Then follow Gaussian noise, blur (sigma in cells; each channel with probability
+    ``blur_channel``), brightness (a factor), contrast (a factor about the mean, within the old range), gamma (an
+    exponent on [0, 1]) and a loss of resolution (nearest sampling at ``low_resolution_zoom`` of the cells). Ranges are
+    drawn from uniformly, once per case and step. All of this happens before ``data.mean`` and ``data.std``.
     """
 
     flip: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -63,6 +89,9 @@ class AugmentConfig:
     rotation_degrees: tuple[float, float, float] = (10.0, 10.0, 10.0)
     scale: tuple[float, float] = (0.9, 1.1)
     shift_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
+    fill: str = "border"
+    jitter: float = 0.0
+    jitter_strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     noise: float = 0.0
     noise_std: tuple[float, float] = (0.0, 0.1)
     blur: float = 0.0
@@ -78,10 +107,14 @@ class AugmentConfig:
     low_resolution_zoom: tuple[float, float] = (0.5, 1.0)
 
     def __post_init__(self) -> None:
-        chances = ("affine", "noise", "blur", "blur_channel", "brightness", "contrast", "gamma", "low_resolution")
-        for name in chances:
+        once = ("affine", "jitter", "noise", "blur", "blur_channel", "brightness", "contrast", "gamma")
+        for name in (*once, "low_resolution"):
             require(0.0 <= getattr(self, name) <= 1.0, f"augment.{name}", "be a probability", getattr(self, name))
         require(all(0.0 <= p <= 1.0 for p in self.flip), "augment.flip", "be probabilities", self.flip)
+        require_one_of("augment.fill", self.fill, ("border", "zeros"))
+        strengths = self.jitter_strengths
+        is_within = all(0.0 <= s <= 1.0 for s in strengths) and strengths[3] <= 0.5
+        require(is_within, "augment.jitter_strengths", "lie in [0, 1], that of the hue in [0, 0.5]", strengths)
         for name in ("rotation_degrees", "shift_mm"):
             require(
                 all(v >= 0.0 for v in getattr(self, name)), f"augment.{name}", "not be negative", getattr(self, name)
@@ -105,5 +138,6 @@ class AugmentConfig:
     @property
     def is_on(self) -> bool:
         """Whether anything can happen at all."""
-        chances = (self.affine, self.noise, self.blur, self.brightness, self.contrast, self.gamma, self.low_resolution)
-        return any(p > 0.0 for p in (*self.flip, *chances))
+        places = (*self.flip, self.affine)
+        colours = (self.jitter, self.noise, self.blur, self.brightness, self.contrast, self.gamma, self.low_resolution)
+        return any(p > 0.0 for p in (*places, *colours))

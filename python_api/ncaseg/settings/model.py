@@ -9,7 +9,8 @@ from ncaseg.settings.checks import require, require_one_of
 class ModelConfig:
     """The segmenter: ``kind`` "m3d", the automata; "unet", the baseline, which reads only ``in_channels``,
     ``out_channels`` and ``features`` (six widths); "medsegdiff", automata that denoise a mask, trained and sampled as
-    ``diffusion`` says; or "medsegdiff_oneshot", the same automata without diffusion, trained as the first two are.
+    ``diffusion`` says; "medsegdiff_oneshot", the same automata without diffusion, trained as the first two are; or
+    "cdal", a generator that the section ``cdal`` describes, which reads only the channels and ``ndim`` here.
     Tuples ordered by level run from coarse to fine.
 
     ``out_channels`` 1 is the merged foreground; otherwise one sigmoid channel per entry of ``data.labels``.
@@ -51,7 +52,12 @@ class ModelConfig:
     @property
     def is_diffusion(self) -> bool:
         """Whether the mask is sampled instead of computed in one pass."""
-        return self.kind == "medsegdiff"
+        return self.kind in ("medsegdiff", "cdal")
+
+    @property
+    def has_background(self) -> bool:
+        """Whether the background is a channel of its own, the first one, in what the model gives."""
+        return self.kind == "cdal" and self.out_channels > 1
 
     @property
     def training_patches(self) -> tuple[tuple[int, ...], ...]:
@@ -78,7 +84,7 @@ class ModelConfig:
         require(len(self.patches) in (0, levels), "model.patches", f"have one entry per level ({levels})", self.patches)
         require(all(len(p) in (0, 3) for p in self.patches), "model.patches", "be [] or three sizes each", self.patches)
         require(all(s >= 1 for p in self.patches for s in p), "model.patches", "be at least 1", self.patches)
-        require_one_of("model.kind", self.kind, ("m3d", "unet", "medsegdiff", "medsegdiff_oneshot"))
+        require_one_of("model.kind", self.kind, ("m3d", "unet", "medsegdiff", "medsegdiff_oneshot", "cdal"))
         self._check_medsegdiff()
         require(len(self.features) == 6 and min(self.features) >= 1, "model.features", "be six widths", self.features)
         require(self.ndim in (2, 3), "model.ndim", "be 2 or 3", self.ndim)

@@ -1,0 +1,1 @@
+"""cDAL: a coarse diffusion of labels, its generators and its discriminator."""

@@ -1,0 +1,78 @@
+"""What the training loop needs to know of a task."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ncaseg.config import Config, TrainConfig
+from ncaseg.data.dataset import CaseStore
+from ncaseg.models.base import Segmenter
+
+Parts = dict[str, list[float]]  # a column of the log, and a value per sample or batch
+Rate = Callable[[TrainConfig], float]  # the learning rate that settings give now
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One optimiser step: what was found, and whether the weights of the model moved."""
+
+    loss: float
+    grad_norm: float
+    learned: bool
+    parts: Parts = field(default_factory=dict)
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss + self.grad_norm)
+
+
+class Task(Protocol):
+    """Networks and how they learn.
+
+    Attributes:
+        cfg: the recipe.
+        model: what the run makes; its weights are averaged, judged and kept.
+        columns: of the log, beside those of the loop.
+    """
+
+    cfg: Config
+    model: Segmenter
+    columns: tuple[str, ...]
+
+    def step(self, volumes: CaseStore, batches: list[tuple[str, ...]], step: int, rate: Rate) -> Outcome:
+        """One optimiser step over batches of cases; the model stays as it is where the outcome is not finite."""
+        ...
+
+    def validation_dice(self, model: Segmenter, volumes: CaseStore, ids: Sequence[str]) -> float | None:
+        """Mean hard Dice of the merged foreground at native geometry; None without cases."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All weights and the state of all optimisers."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state` returned."""
+        ...
+
+
+def make_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
+    """One Adam over all levels, which equals one per level; or AdamW, whose decay is apart from the gradient."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
+    return kind(model.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group of parameters the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradient(model: nn.Module, cfg: TrainConfig) -> float:
+    """Clip the gradient where the recipe says so; the norm that it had."""
+    limit = cfg.grad_clip if cfg.grad_clip > 0 else math.inf
+    return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
