@@ -96,8 +96,8 @@ struct Adjoint : DenseAdjoint {
   void convolve_adjoint(Scratch& s, int width) const {
     for (int f = 0; f < F; ++f) {
       for (int r = 0; r < tap_count; ++r) s.cell_taps[r] = s.tap_rows[r] + f * Cp;
-      depthwise_row({s.cell_taps, tap_count, kw, d_y_cell, flipped_w + int64_t{f} * tap_count * run, nullptr, Cp,
-                     f > 0, s.pad_row, Cp},
+      depthwise_row({s.cell_taps, tap_count, kw, d_y_cell, flipped_w + int64_t{f} * tap_count * run, nullptr, Cp, f > 0,
+                     s.pad_row, Cp},
                     width);
     }
   }

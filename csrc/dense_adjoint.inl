@@ -86,9 +86,9 @@ struct DenseAdjoint : Engine {
     find_tap_rows(source, row, s.tap_rows);
     const int64_t row_cells = int64_t{W} * Cp;
     for_read_rows(row, [&](int r, int64_t read) {
-      s.spread_rows[r] = read < 0                                   ? nullptr
+      s.spread_rows[r] = read < 0                                ? nullptr
                          : read >= halo.begin && read < halo.end ? d_source + read * row_cells
-                                                                    : halo.values.data() + halo.slots[read] * row_cells;
+                                                                 : halo.values.data() + halo.slots[read] * row_cells;
     });
   }
 
@@ -101,8 +101,8 @@ struct DenseAdjoint : Engine {
     for (int r = 0; r < tap_count; ++r) s.cell_spread[int64_t{r} * kLargeBatch + i] = s.spread_rows[r];
   }
 
-  // From d_y [n][stride] of the batch to the filters' gradients and to those of the cells that were read. Rows of d_y up
-  // to the next multiple of kRowGranule are read.
+  // From d_y [n][stride] of the batch to the filters' gradients and to those of the cells that were read. Rows of d_y
+  // up to the next multiple of kRowGranule are read.
   void spread_batch(Scratch& s, GradientSums& sum, const float* d_y, int64_t stride, int n) const {
     for (int r = 0; r < tap_count; ++r) {
       outer_product(PointerRows{s.cell_tap_rows[r], 0}, d_y, stride, n, run, d_y_cell,
