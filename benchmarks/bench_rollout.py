@@ -41,5 +41,5 @@ def test_rollout(benchmark, prepare, bench_rows, name, provider, mode):
     benchmark.pedantic(call, rounds=max(3, min(100, rounds)))
     timing = measure.summarize([1e3 * seconds for seconds in benchmark.stats.stats.data])
     bench_rows.extend(record.timing_rows(case, mode, {provider: timing}))
-    if mode == "training":
+    if mode == "training" and PROVIDERS[provider].saves_in_torch:
         bench_rows.append(record.saved_row(case, provider, measure.saved_bytes(module, state)))

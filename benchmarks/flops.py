@@ -32,14 +32,14 @@ def forward_flop(case: Case) -> float:
 
 def backward_flop(case: Case) -> float:
     """Perception and hidden layer again; at the firing cells two products for either dense layer (into its input and
-    its weights); with a norm the map of the statistics at all cells; the adjoint convolution at all cells; the filters'
-    gradients where the perception was computed.
+    its weights); with a norm the map of the statistics at all cells; the adjoint convolution and the filters' gradients
+    where the perception was computed.
     """
     width = perception_width(case)
     again = perceive_flop(case) * perceiving_share(case) + case.fire_rate * 2 * case.hidden * width
     dense_layers = case.fire_rate * 4 * case.hidden * (width + case.channels)
     statistics = 2 * width**2 if case.norm != "none" else 0
-    filters = perceive_flop(case) * (1 + perceiving_share(case))
+    filters = 2 * perceive_flop(case) * perceiving_share(case)
     return again + dense_layers + statistics + filters
 
 

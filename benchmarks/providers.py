@@ -1,5 +1,6 @@
 """Who computes a rollout: name -> module with `forward(state [1, *S, C]) -> state`, all with equal parameters."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -111,17 +112,30 @@ class Compiled(Eager):
         self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
 
 
+def make_cax(nca: ncakern.NCA, case: Case) -> nn.Module:
+    from cax_provider import Cax  # only where it is wanted: JAX brings a thread pool of its own
+
+    return Cax(nca, case)
+
+
 def is_dense(case: Case) -> bool:
     return case.perception == "dense"
 
 
+def suits_cax(case: Case) -> bool:
+    return importlib.util.find_spec("cax") is not None and is_dense(case) and case.norm == "none"
+
+
 @dataclass(frozen=True)
 class Provider:
-    """Builds the module of a case; `dtype` is that of its state, `suits` says which cases it is timed on."""
+    """Builds the module of a case; `dtype` is that of its state, `suits` says which cases it is timed on,
+    `saves_in_torch` whether torch's autograd holds what it keeps for the backward pass, so that it can be counted.
+    """
 
     build: Callable[[ncakern.NCA, Case], nn.Module]
     dtype: torch.dtype = torch.float32
     suits: Callable[[Case], bool] = lambda case: True
+    saves_in_torch: bool = True
 
     def state(self, case: Case) -> Tensor:
         """Draw the state that all providers of a case start from, `[1, *S, C]`."""
@@ -134,6 +148,7 @@ PROVIDERS = {
     "compile": Provider(Compiled),
     "plain": Provider(Plain),
     "kernel": Provider(Kernel),
+    "cax": Provider(make_cax, suits=suits_cax, saves_in_torch=False),
     # 16 bits pay where matrix products dominate. The kernel's parameters stay float32.
     "compile-bf16": Provider(lambda nca, case: Compiled(nca, case).bfloat16(), torch.bfloat16, is_dense),
     "kernel-bf16": Provider(Kernel, torch.bfloat16, is_dense),

@@ -1,6 +1,7 @@
 """Rows of the record: what a figure is worth only with; results/<machine>/<date>-<commit>.jsonl."""
 
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -55,6 +56,7 @@ def describe_run() -> dict:
             "numpy": numpy.__version__,
             "python": platform.python_version(),
             "os": platform.platform(terse=True),
+            **({name: version(name) for name in ("cax", "jax")} if importlib.util.find_spec("cax") else {}),
             **({"triton": version("triton"), "cuda": torch.version.cuda} if torch.cuda.is_available() else {}),
         },
     }

@@ -31,7 +31,8 @@ def speed_rows(case: Case, providers: list[str], *, seconds: float) -> list[dict
     for mode in measure.MODES:
         calls = {name: measure.make_call(module, state, mode) for name, (module, state) in made.items()}
         rows += record.timing_rows(case, mode, measure.time_interleaved(calls, seconds=seconds))
-    return rows + [record.saved_row(case, name, measure.saved_bytes(*both)) for name, both in made.items()]
+    counted = [name for name in providers if PROVIDERS[name].saves_in_torch]
+    return rows + [record.saved_row(case, name, measure.saved_bytes(*made[name])) for name in counted]
 
 
 def peak_rows(case: Case, providers: list[str]) -> list[dict]:

@@ -29,7 +29,7 @@ def test_executed_operations_of_a_dense_case():
     case = CASES["D"]  # 32 channels, 2 filters of 9 taps, hidden 128, half of the cells and no norm
     convolution, layers = 2 * 9 * 32 * 64, 2 * 128 * (96 + 32)
     assert forward_flop(case) == 0.5 * (convolution + layers)
-    assert backward_flop(case) == 0.5 * (convolution + 2 * 128 * 96 + 2 * layers + convolution) + convolution
+    assert backward_flop(case) == 0.5 * (convolution + 2 * 128 * 96 + 2 * layers + 2 * convolution)
 
 
 def test_fma_peak_is_measured():

@@ -1,6 +1,7 @@
 """What is timed computes the same thing: every provider against the definition, all cells firing."""
 
 import functools
+import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,33 @@ def test_provider_matches_reference(name, provider):
     out, d_state = gradients(make(provider, case), state)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(d_state.double(), d_expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cax") is None, reason="CAX is not installed")
+@pytest.mark.parametrize("name", DENSE_CASES)
+def test_cax_is_the_same_function_of_the_same_weights(name):
+    case = small(name)
+    nca, cax, state = make_nca(case).double(), make("cax", case), PROVIDERS["cax"].state(case)
+    expected, d_expected = gradients(reference(nca, case), state.double())
+    out, d_state = gradients(cax, state)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(d_state.double(), d_expected, rtol=1e-4, atol=1e-4)
+    d_hidden, d_filters = nca.hidden_weight.grad, nca.perceive_weight.grad.flatten(0, 1).movedim((1, 0), (-2, -1))
+    found = {tuple(value.shape): value for value in cax.parameter_gradients()}
+    for wanted in (d_hidden.t()[None, None], d_filters):
+        atol = 1e-5 * wanted.abs().max().item()
+        torch.testing.assert_close(found[tuple(wanted.shape)].double(), wanted, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cax") is None, reason="CAX is not installed")
+def test_cax_updates_the_firing_share_of_the_cells_by_the_whole_change():
+    case = replace(small("D"), size=(64, 64), steps=1)
+    state = PROVIDERS["cax"].state(case)
+    whole = make("cax", case)(state) - state
+    half = make("cax", replace(case, fire_rate=0.5))(state) - state
+    fires = half.abs().amax(-1) > 0
+    assert 0.4 < fires.float().mean() < 0.6
+    torch.testing.assert_close(half[fires], whole[fires], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,6 +6,8 @@
 #include "perceiver.inl"
 #include "engine.inl"
 #include "rollout_fwd.inl"
+#include "gradient_sums.inl"
+#include "dense_adjoint.inl"
 #include "adjoint.inl"
 #include "cell_gradients.inl"
 #include "rollout_bwd.inl"

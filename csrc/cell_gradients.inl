@@ -2,7 +2,7 @@
 // sums that the gradients of the dense layers, of the norm and of the modulation are made of.
 
 struct CellGradients : Adjoint {
-  float* y;                      // perception of all cells [cells][F*Cp]
+  float* y;                      // perception of all cells [cells][F*Cp]; not if fused
   float *out_wt, *folded_wt;     // [Cp][hp] panels, [slots][hp][V]
   float* centres;                // [groups][V] means of the perception, zero without norm
   float *map_matrix, *map_bias;  // norm: v -> its share of the gradient, [groups][V][V] and [groups][V]
@@ -11,7 +11,7 @@ struct CellGradients : Adjoint {
   GradientSums* sums;
 
   CellGradients(const BackwardArgs& a, Workspace& w) : Adjoint(a, w) {
-    y = take<float>(rows * W * d_y_cell);
+    y = take<float>(fused ? 0 : rows * W * d_y_cell);
     folded_wt = take<float>(int64_t{slots} * hp * V);
     centres = take_zeros<float>(int64_t{groups} * V);
     map_matrix = take_zeros<float>(has_norm ? int64_t{groups} * V * V : 0);
@@ -79,15 +79,9 @@ struct CellGradients : Adjoint {
       }
   }
 
-  // Where the gradient of a firing cell's perception goes.
-  struct Target {
-    float *d_x, *d_y;
-  };
-
-  // s.v, s.d_delta of n firing cells -> the gradients of their perceptions, and the sums that the weights' gradients
-  // are made of.
-  void cells_batch(Scratch& s, GradientSums& sum, int slot, int n, const Target* targets) const {
-    if (n == 0) return;
+  // s.v, s.d_delta of n firing cells -> s.d_v, the gradients of their perceptions, and the sums that the weights'
+  // gradients are made of.
+  void layers_batch(Scratch& s, GradientSums& sum, int slot, int n) const {
     const Panels w = folded(slot), wt{out_wt, Cp, hp};
     const StridedRows d_delta{s.d_delta, Cp};
     for (int j = 0; j < hp; j += kPanel) {
@@ -106,17 +100,28 @@ struct CellGradients : Adjoint {
                     Cp);
       add_column_sums(s.d_hidden, kPanel, n, width, sum.hidden.partial + j);
     }
+    sum.cells_pending += n;
+    if (sum.cells_pending >= kGradientFoldCells) sum.fold_cells();
+  }
+
+  // ---- sweep of the cells --------------------------------------------------------------------------------
+
+  // Where the gradient of a firing cell's perception goes.
+  struct Target {
+    float *d_x, *d_y;
+  };
+
+  void cells_batch(Scratch& s, GradientSums& sum, int slot, int n, const Target* targets) const {
+    if (n == 0) return;
+    layers_batch(s, sum, slot, n);
     for (int i = 0; i < n; ++i) {
       const float* d_v = s.d_v + int64_t{i} * V;
       add(d_v, targets[i].d_x, Cp);
       copy(d_v + Cp, targets[i].d_y, d_y_cell);
     }
-    sum.cells_pending += n;
-    if (sum.cells_pending >= kGradientFoldCells) sum.fold_cells();
   }
 
-  // The perception of all cells into y (with norm) or of firing ones (without), gradients of firing cells into d_source
-  // and d_y; d_y is zero elsewhere.
+  // The perception of all cells into y, gradients of firing cells into d_source and d_y; d_y is zero elsewhere.
   void cells_sweep(Scratch& s, GradientSums& sum, int step, const float* source, std::vector<Target>& targets) const {
     int previous = -1;
     targets.resize(kLargeBatch);
@@ -131,10 +136,7 @@ struct CellGradients : Adjoint {
         while (end < firing && s.firing[end] < (r + 1) * W) ++end;
         std::memset(d_y + (first + r) * d_y_row_floats, 0, sizeof(float) * d_y_row_floats);
         find_tap_rows(source, first + r, s.tap_rows);
-        if (has_norm || !dense)
-          perceive_row(s, y + (first + r) * W * d_y_cell);
-        else
-          perceive_listed(s, s.firing + q, end - q, r * W, y + first * W * d_y_cell);
+        perceive_row(s, y + (first + r) * W * d_y_cell);
         for (int m; q < end; q += m) {
           m = std::min(end - q, batch_cells - n);
           add_listed(s, slot, first, q, m, source, n, targets.data());
@@ -164,14 +166,53 @@ struct CellGradients : Adjoint {
     }
   }
 
-  // Dense perception of the listed cells of one row, whose first cell has the number `row_begin`.
-  void perceive_listed(Scratch& s, const int* listed, int firing, int row_begin, float* to) const {
-    for (int q0 = 0; q0 < firing; q0 += kLargeBatch) {
-      const int n = std::min(kLargeBatch, firing - q0);
-      for (int i = 0; i < n; ++i) add_cell_taps(s, i, listed[q0 + i] - row_begin);
-      perceive_dense(s, n, s.y_row, d_y_cell);
-      for (int i = 0; i < n; ++i)
-        copy(s.y_row + int64_t{i} * d_y_cell, to + int64_t{listed[q0 + i]} * d_y_cell, d_y_cell);
+  // ---- the same, fused with the adjoint of dense filters ---------------------------------------------------
+
+  void fused_batch(Scratch& s, GradientSums& sum, int slot, int n) const {
+    if (n == 0) return;
+    perceive_dense(s, n, s.v + Cp, V);
+    layers_batch(s, sum, slot, n);
+    for (int i = 0; i < n; ++i) add(s.d_v + int64_t{i} * V, s.targets[i], Cp);
+    spread_batch(s, sum, s.d_v + Cp, V, n);
+  }
+
+  // From the gradient d_from of the new state, all of what goes back to the cells that fire and those that they read,
+  // added to d_to or to the halo.
+  void fused_sweep(Scratch& s, GradientSums& sum, Halo& halo, int step, const float* source, const float* d_from,
+                   float* d_to) const {
+    int n = 0, gathered_slot = -1;
+    for_groups([&](int64_t first, int count, int slot) {
+      if (slot != gathered_slot) {
+        fused_batch(s, sum, gathered_slot, n), n = 0;
+        select_slot(sum, slot);
+      }
+      gathered_slot = slot;
+      draw_fire(first, count, step, s.fire);
+      for (int64_t row = first; row < first + count; ++row) {
+        const int firing = list_firing(s.fire + (row - first) * W, 1, s.firing, s.firing_padded);
+        find_rows(s, halo, row, source, d_to);
+        for (int q = 0, m; q < firing; q += m) {
+          m = std::min(firing - q, batch_cells - n);
+          add_row_cells(s, row, q, m, n, source, d_from, d_to);
+          n += m;
+          if (n == batch_cells) fused_batch(s, sum, slot, n), n = 0;
+        }
+      }
+    });
+    fused_batch(s, sum, gathered_slot, n);
+    sum.fold_cells(), sum.fold_filters();
+  }
+
+  // Cells q to q + m of the row's list become number n and following of the batch.
+  void add_row_cells(Scratch& s, int64_t row, int q, int m, int n, const float* source, const float* d_from,
+                     float* d_to) const {
+    const int64_t origin = row * W * Cp;
+    const float* x = cell(source, row, 0);
+    gather(x, s.firing_padded + q, m, Cp, x, s.v + int64_t{n} * V, V, unchanged);
+    gather(d_from + origin, s.firing + q, m, Cp, free_channels, s.d_delta + int64_t{n} * Cp, Cp, masked);
+    for (int i = 0; i < m; ++i) {
+      add_cell(s, n + i, s.firing[q + i]);
+      s.targets[n + i] = d_to + origin + int64_t{s.firing[q + i]} * Cp;
     }
   }
 

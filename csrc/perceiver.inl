@@ -9,6 +9,10 @@ struct Scratch {
   const float** cell_taps;          // [taps of D and H][kLargeBatch]
   const float*** cell_tap_rows;     // [taps of D and H] -> cell_taps
   float** targets;                  // [kLargeBatch]
+  float* spread;                    // [batch][whole taps], see DenseAdjoint
+  float** spread_rows;              // [taps of D and H]
+  float** cell_spread;              // [taps of D and H][kLargeBatch]
+  int* columns;                     // [kLargeBatch]
   uint8_t* fire;                    // [rows of a group][W]
   int *firing, *firing_padded;      // [rows of a group][W] and kFetchAhead more, see list_firing
   float *moments, *sums;            // [V][V], [V]
@@ -114,6 +118,10 @@ struct Perceiver : Grid {
       s.cell_tap_rows = take<const float**>(tap_count);
       for (int r = 0; r < tap_count; ++r) s.cell_tap_rows[r] = s.cell_taps + int64_t{r} * kLargeBatch;
       s.targets = take<float*>(kLargeBatch);
+      s.spread = take_zeros<float>(int64_t{batch} * std::max(kPanel, Cp));
+      s.spread_rows = take<float*>(tap_count);
+      s.cell_spread = take<float*>(int64_t{tap_count} * kLargeBatch);
+      s.columns = take<int>(kLargeBatch);
       s.fire = take<uint8_t>(int64_t{group_rows} * W);
       s.firing = take<int>(int64_t{group_rows} * W + kFetchAhead);
       s.firing_padded = take<int>(int64_t{group_rows} * W + kFetchAhead);

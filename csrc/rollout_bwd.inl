@@ -3,6 +3,7 @@
 //   cells     recompute the firing cells and take their gradients back to the perception v = (x, y)
 //   (norm)    every cell feels the batch statistics: one affine map of v, from sums over the firing cells
 //   filters   take the gradient of y through the adjoint of the convolution, and to the filters' weights
+// Dense filters without a norm take one sweep (fused_sweep), as nothing but the firing cells adds to the gradient of y.
 
 struct Backward : CellGradients {
   const BackwardArgs& out;
@@ -85,7 +86,18 @@ struct Backward : CellGradients {
     }
   }
 
-  void step_bwd(Scratch& s, GradientSums& sum, int step, const float* source, std::vector<Target>& targets) const {
+  void step_fused(Scratch& s, GradientSums& sum, Halo& halo, int step, const float* source, const float* d_from,
+                  float* d_to) const {
+    if (d_source == d_state) for_rows([&](int64_t row) { copy(d_from + row * W * Cp, d_to + row * W * Cp, W * Cp); });
+    fused_sweep(s, sum, halo, step, source, d_from, d_to);
+#pragma omp barrier
+    fetch_halos(halo, d_to);
+    parameter_sweep(nullptr);
+#pragma omp barrier
+  }
+
+  void step_bwd(Scratch& s, GradientSums& sum, Halo& halo, int step, const float* source,
+                std::vector<Target>& targets) const {
     if (has_norm) {
       fold_step(stats_of(step));
 #pragma omp barrier
@@ -100,9 +112,10 @@ struct Backward : CellGradients {
       apply_map(s, source);
 #pragma omp barrier
     }
-    filters_sweep(s, sum, step, source);
+    filters_sweep(s, sum, halo, source);
     sum.fold_filters();
 #pragma omp barrier
+    if (dense) fetch_halos(halo, d_source);
   }
 };
 
@@ -120,10 +133,13 @@ static void rollout_bwd(const BackwardArgs& args) {
     {
       Scratch& s = e.scratch[omp_get_thread_num()];
       GradientSums& sum = e.sums[omp_get_thread_num()];
+      Halo& halo = e.halos[omp_get_thread_num()];
+      float *d_from = e.d_state, *d_to = e.d_next;
       std::vector<Backward::Target> targets;
       e.load_gradient();
       if (source != nullptr) e.load_state(args.perceive_from, 0, source);
       if (!e.has_norm) e.fold_step(nullptr);
+      if (e.dense) e.make_halo(halo);
       for (int index = (args.steps + segment - 1) / segment - 1; index >= 0; --index) {
         const int begin = index * segment, count = std::min(segment, args.steps - begin);
         if (index == 0)
@@ -132,11 +148,18 @@ static void rollout_bwd(const BackwardArgs& args) {
           e.load_state(args.kept, (index - 1) * state_values, states[0]);
 #pragma omp barrier
         e.replay(s, begin, count, states, source);
-        for (int i = count - 1; i >= 0; --i)
-          e.step_bwd(s, sum, begin + i, source != nullptr ? source : states[i], targets);
+        for (int i = count - 1; i >= 0; --i) {
+          const float* z = source != nullptr ? source : states[i];
+          if (!e.fused) {
+            e.step_bwd(s, sum, halo, begin + i, z, targets);
+            continue;
+          }
+          e.step_fused(s, sum, halo, begin + i, z, d_from, d_to);
+          if (source == nullptr) std::swap(d_from, d_to);
+        }
       }
 #pragma omp barrier
-      e.store_gradient(e.d_state, args.d_state);
+      e.store_gradient(d_from, args.d_state);
       if (source != nullptr) e.store_gradient(e.d_source, args.d_perceive_from);
       e.store_parameters();
     }
