@@ -1,6 +1,7 @@
 """Tables as Markdown."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -13,3 +14,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         | 1 |
     """
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def text(value: Any) -> str:
+    """A plain value as the text of a cell; a list is a list of texts."""
+    if isinstance(value, list):
+        return "; ".join(value) or "none"
+    return "unknown" if value is None else str(value)
