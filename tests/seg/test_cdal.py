@@ -463,6 +463,32 @@ def test_wrong_settings_are_named(more, message):
         tiny(**more)
 
 
+@pytest.mark.parametrize(
+    ("crop", "window", "message"),
+    [
+        ([], [], None),
+        ([8, 8, 1], [8, 8, 0], None),
+        ([0, 2, 1], [], "case small: image is too small: level 0 has 1 cells on axis Y"),
+        ([8, 8, 1], [2, 0, 0], "case small: image is too small: level 0 has 1 cells on axis X"),
+    ],
+)
+def test_boxes_and_windows_too_small_for_automata_are_named_before_training(crop, window, message):
+    cfg = tiny(NCA, {"data": {"crop": crop}}, window=window)
+    if message is None:
+        train.check_sizes({"small": (16, 16, 1)}, cfg)
+    else:
+        with pytest.raises(ValueError, match=message):
+            train.check_sizes({"small": (16, 16, 1)}, cfg)
+    train.check_sizes({"small": (16, 16, 1)}, tiny({"data": {"crop": crop}}, window=window))  # no automata
+
+
+def test_volume_too_small_for_automata_starts_no_run(scans, tmp_path):
+    large = {"model": {"kernel_sizes": [7, 3], "scales": [[8, 8, 1]]}, "data": {"size": []}}
+    with pytest.raises(ValueError, match="case phantom_000: image is too small: level 0 has 2 cells on axis X"):
+        train.train(tiny(CLASSES, NCA, large), scans, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [{"attention": "off", "discriminator": "none"}, {}], ids=["off", "on"])
 def test_four_pictures_are_learned_by_heart(tmp_path, more):
