@@ -17,7 +17,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def text(value: Any) -> str:
-    """A plain value as the text of a cell; a list is a list of texts."""
+    """A plain value as the text of a cell; a list is one of texts, floats get four digits."""
     if isinstance(value, list):
         return "; ".join(value) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "unknown" if value is None else str(value)

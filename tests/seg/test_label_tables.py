@@ -92,6 +92,7 @@ def test_runs_stand_where_they_belong(paper, tmp_path):
     assert other in text and "f: m3d" not in text
     assert f"| {small} | 462,531 | 200,321 | 1.25, 5 samples (a CPU) |" in text
     assert "| c | cdal-hippocampus-small | Task04 | train.steps: 1000 -> 300 |" in text and "| 300 steps |" in text
+    assert "| 1000 steps | 1.25 |" in text
 
 
 def test_table_1_takes_runs_tested_on_montgomery_alone(paper, tmp_path):
