@@ -20,9 +20,10 @@ from ncaseg.data.split import load_split
 from ncaseg.ensemble import DEFAULT_RULE, FORMULAS
 from ncaseg.files import replacing, write_text
 from ncaseg.models.base import Segmenter
-from ncaseg.predict import predict_case
+from ncaseg.protocols import CDAL
+from ncaseg.score_labels import answer, score_protocols
 from ncaseg.score_samples import format_protocols, score_samples
-from ncaseg.scores import METRICS, assemble, summarise
+from ncaseg.scores import METRICS, assemble, sample_deviation, summarise
 
 CLASS_METRICS = (*METRICS, "precision", "sensitivity")
 
@@ -96,8 +97,9 @@ def score_cases(
 
     Returns:
         What `ncaseg evaluate --json` writes: `mean`, `std`, `cases`, `classes` (means per class), `model`, `samples`,
-        `seed`, `conditions`, `made` (commit, machine); plain numbers, strings, lists and dicts. A MedSegDiffNCA gets
-        `protocols` as well, see `ncaseg.score_samples`.
+        `seed`, `conditions`, `made` (commit, machine), `seconds_per_case`; plain numbers, strings, lists and dicts.
+        `classes_std` are deviations over cases as of a sample, n - 1, as in cDAL's paper. A MedSegDiffNCA gets
+        `protocols` as well, see `ncaseg.score_samples`, and a cDAL of pictures E-CDAL there, with `protocols_std`.
 
     Raises:
         ValueError: a model that samples masks is given an `empty` or a `rule` that it does not have.
@@ -107,19 +109,21 @@ def score_cases(
     rows = []
     for case in tqdm(cases, desc="evaluate", unit="case", disable=None):
         volume = load_case(case, cfg.data)
-        probabilities, labels, _ = predict_case(model, volume, cfg, samples, seed, rule=rule)
-        scores = score_volume(probabilities, labels, volume, cfg, empty)
-        rows.append({"id": case.id, **scores})
+        found = answer(model, volume, cfg, samples, seed, rule)
+        scores = score_volume(found.probabilities, found.labels, volume, cfg, empty)
+        named = score_protocols(found, volume)
+        rows.append({"id": case.id, "seconds": found.seconds, **scores, **({"protocols": named} if named else {})})
     conditions = {
         "threshold": _describe_threshold(cfg, rule),
         "grid": "native voxels of the label; no resampling",
         "empty": f"prediction and label both empty: {empty}",
         "soft_dice": "2 sum(p t) / (sum(p) + sum(t)), p the largest over channels; no smoothing",
     }
-    classes = {
-        c: summarise([row["classes"][c] for row in rows], entry, np.mean) for c, entry in rows[0]["classes"].items()
-    }
-    return assemble(model, cfg, rows, conditions, name=name, samples=samples, seed=seed) | {"classes": classes}
+    if "protocols" in rows[0]:
+        conditions[CDAL] = "foreground alone on the network's grid, label by nearest neighbour; both empty: one"
+    result = assemble(model, cfg, rows, conditions, name=name, samples=samples, seed=seed)
+    result |= _over_cases(rows, "classes")
+    return result | (_over_cases(rows, "protocols") if "protocols" in rows[0] else {})
 
 
 def compare_samples(scores: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +168,9 @@ def format_table(scores: Mapping[str, Any]) -> str:
     named = [(row["id"], row) for row in scores["cases"]] + [(key, scores[key]) for key in ("mean", "std")]
     lines += [f"{name:<{width}}  " + "  ".join(f"{_show(row[m]):>9}" for m in METRICS) for name, row in named]
     for value, entry in scores["classes"].items():
-        lines.append(f"label {value}: " + ", ".join(f"{name} {_show(number)}" for name, number in entry.items()))
+        spread = scores.get("classes_std", {}).get(value, {})
+        shown = [_show(number) + _show_spread(spread.get(name)) for name, number in entry.items()]
+        lines.append(f"label {value}: " + ", ".join(" ".join(pair) for pair in zip(entry, shown, strict=True)))
     if "protocols" in scores:
         lines.append(format_protocols(scores["protocols"]))
     if "floors" in scores:
@@ -194,6 +200,15 @@ def write_csv(scores: Mapping[str, Any], path: str | Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _over_cases(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[str, Any]]:
+    """Means and deviations (n - 1) over the cases of what every case has under a key: name to scores."""
+    columns = {name: [row[key][name] for row in rows] for name in rows[0][key]}
+    return {
+        key: {name: summarise(column, column[0], np.mean) for name, column in columns.items()},
+        f"{key}_std": {name: sample_deviation(column, column[0]) for name, column in columns.items()},
+    }
 
 
 def _overlap(mask: np.ndarray, probability: np.ndarray, truth: np.ndarray, empty: str) -> dict[str, float | None]:
@@ -236,3 +251,7 @@ def _number(value: float) -> float | None:
 
 def _show(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _show_spread(value: float | None) -> str:
+    return "" if value is None else f" (sd {value:.4f})"

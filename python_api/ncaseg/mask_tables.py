@@ -13,10 +13,9 @@ from ncaseg import config, protocols
 from ncaseg.checkpoint import load_model
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import find_cases
-from ncaseg.markdown import table
-from ncaseg.models import build_model
+from ncaseg.markdown import table, text
 from ncaseg.paper import Paper, PlannedRun
-from ncaseg.runs import Run, is_planned
+from ncaseg.runs import Run, describe_other, is_planned, num_parameters
 from ncaseg.strip import draw_strip
 
 TABLE_1 = "table 1"
@@ -40,8 +39,8 @@ def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def to_markdown(paper: Paper, tables: Mapping[str, Any], pictures: Sequence[Path] = ()) -> str:
-    """The tables as Markdown; `pictures` lie beside it and are shown below."""
+def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
+    """The tables as Markdown."""
     printed = [
         [row["model"], row["parameters"], f"{row['dice']:.4f}", f"{row['iou']:.4f}", *_cells(row["ours"])]
         for row in tables["comparison"]
@@ -63,10 +62,8 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any], pictures: Sequence[Path
         parts += ["\n## What needs no model\n\nDice / IoU on the pictures that the run was scored on.\n"]
         parts += [table(["run", *names], rows)]
     parts += ["\n## Conditions of our runs\n"]
-    conditions = [[_text(value) for value in row.values()] for row in tables["runs"]]
+    conditions = [[text(value) for value in row.values()] for row in tables["runs"]]
     parts += [table(list(tables["runs"][0]), conditions) if conditions else "No finished run was found."]
-    if pictures:
-        parts += ["\n## Sampling\n", *(f"![{path.stem}](pictures/{path.name})\n" for path in pictures)]
     return "\n".join(parts) + "\n"
 
 
@@ -96,6 +93,13 @@ def draw_pictures(runs: Sequence[Run], data: str | Path, out: str | Path) -> lis
     return found
 
 
+def show_pictures(pictures: Sequence[Path]) -> str:
+    """Markdown that shows what :func:`draw_pictures` drew; empty without pictures."""
+    if not pictures:
+        return ""
+    return "\n".join(["\n## Sampling\n", *(f"![{path.stem}](pictures/{path.name})\n" for path in pictures)]) + "\n"
+
+
 def _beside(printed: Mapping[str, Any], paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
     planned = [p for p in paper.plan if (p.group, p.variant) == (TABLE_1, printed["model"])]
     return {**printed, "ours": _planned_row(planned[0], runs) if planned else None}
@@ -104,9 +108,8 @@ def _beside(printed: Mapping[str, Any], paper: Paper, runs: Sequence[Run]) -> di
 def _planned_row(planned: PlannedRun, runs: Sequence[Run]) -> dict[str, Any]:
     """The first finished run of a plan's entry, or its parameters alone."""
     cfg = config.load_recipe(planned.recipe, planned.overrides)
-    count = sum(p.numel() for p in build_model(cfg.model).parameters())
     found = next((run for run in runs if is_planned(planned, run.cfg)), None)
-    return {"variant": planned.variant, "parameters": count} | ({} if found is None else _numbers(found))
+    return {"variant": planned.variant, "parameters": num_parameters(cfg)} | ({} if found is None else _numbers(found))
 
 
 def _numbers(run: Run) -> dict[str, Any]:
@@ -136,8 +139,7 @@ def _is_ours(run: Run) -> bool:
 
 def _other(run: Run) -> dict[str, Any]:
     """A run that is not in the plan, by its folder, its recipe and what it changes of it."""
-    changed = f" ({'; '.join(run.changes)})" if run.changes else ""
-    return _numbers(run) | {"variant": f"{run.folder.name}: {run.cfg.name}{changed}"}
+    return _numbers(run) | {"variant": describe_other(run)}
 
 
 def _cells(row: Mapping[str, Any] | None) -> list[str]:
@@ -152,9 +154,3 @@ def _cells(row: Mapping[str, Any] | None) -> list[str]:
 
 def _pair(floor: Mapping[str, float] | None) -> str:
     return "-" if floor is None else f"{floor['dice']:.4f} / {floor['iou']:.4f}"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return "; ".join(value) or "none"
-    return "unknown" if value is None else str(value)

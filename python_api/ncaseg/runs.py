@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ncaseg import config
 from ncaseg.config import Config
 from ncaseg.data.split import Split, load_split
@@ -25,6 +27,9 @@ FREE_KEYS = {
     "data.cache",
 }
 
+# How long a run trains: what it has learned is another model, but of the same experiment.
+BUDGET_KEYS = {"train.steps", "train.epochs"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -38,7 +43,7 @@ class Run:
 
     @property
     def num_parameters(self) -> int:
-        return sum(p.numel() for p in build_model(self.cfg.model, self.cfg.cdal).parameters())
+        return num_parameters(self.cfg)
 
     @property
     def changes(self) -> list[str]:
@@ -93,10 +98,28 @@ def significant_differences(old: Config, new: Config) -> list[str]:
 
 def is_planned(planned: PlannedRun, cfg: Config) -> bool:
     """Whether a recipe is that of a planned run, up to seeds and what changes no result."""
+    return changed_budget(planned, cfg) == []
+
+
+def changed_budget(planned: PlannedRun, cfg: Config) -> list[str] | None:
+    """What a recipe changes of the length of a planned run; None if it changes anything else that matters."""
     try:
-        return not significant_differences(config.load_recipe(planned.recipe, planned.overrides), cfg)
+        changes = significant_differences(config.load_recipe(planned.recipe, planned.overrides), cfg)
     except FileNotFoundError:  # a recipe that this installation does not have
-        return False
+        return None
+    return changes if all(line.partition(":")[0] in BUDGET_KEYS for line in changes) else None
+
+
+def describe_other(run: Run) -> str:
+    """A run that no plan has: its folder, its recipe and what it changes of that."""
+    changed = f" ({'; '.join(run.changes)})" if run.changes else ""
+    return f"{run.folder.name}: {run.cfg.name}{changed}"
+
+
+def num_parameters(cfg: Config) -> int:
+    """Parameters of the model that a recipe describes (of cDAL: its generator), counted without making the weights."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(cfg.model, cfg.cdal).parameters())
 
 
 def _read(folder: Path) -> Run:

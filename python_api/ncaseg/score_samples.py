@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,11 +71,16 @@ def score_samples(
 
 
 def score_case(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> dict[str, Any]:
-    """Scores of one case, and the `nqm` of its ensemble on the network's grid (None where nothing was found)."""
+    """Scores of one case, the `seconds` of its sampling, and the `nqm` of its ensemble on the network's grid.
+
+    Without any foreground in the ensemble `nqm` is None.
+    """
+    began = time.perf_counter()
     coded = medsegdiff.sample_volume(model, volume, cfg, samples, seed)
     members = medsegdiff.decode(coded, cfg.diffusion)
-    truth = np.asarray(volume.require_label() > 0)
     native = volume.to_native(members.numpy()).mean(axis=0)[0]
+    seconds = time.perf_counter() - began
+    truth = np.asarray(volume.require_label() > 0)
     summary = summarise(members)
     small = grid_truth(volume)
     clean = protocols.e_clean(native, truth, cfg.predict.threshold)
@@ -89,6 +95,7 @@ def score_case(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed
         "hard_dice": clean["dice"],
         "iou": clean["iou"],
         "soft_dice": metrics.soft_dice(native, truth),
+        "seconds": seconds,
         "nqm": summary.nqm if np.isfinite(summary.nqm) else None,
         "protocols": found,
     }

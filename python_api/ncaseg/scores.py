@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,14 @@ def assemble(
 
     Args:
         model, cfg: what was scored.
-        rows: one per case, with `id` and a number or None for each of `METRICS`.
+        rows: one per case, with `id`, `seconds`, and a number or None for each of `METRICS`.
         conditions: what the numbers hold under, beyond what all evaluations share.
         name: how the result names the model.
         samples, seed: the ensemble.
 
     Returns:
-        `model`, `recipe`, `samples`, `seed`, `num_cases`, `mean`, `std`, `conditions`, `parameters`, `made`, `cases`.
+        `model`, `recipe`, `samples`, `seed`, `num_cases`, `mean`, `std`, `conditions`, `parameters`,
+        `seconds_per_case` (from the loaded case to its labels; reading and scoring do not count), `made`, `cases`.
     """
     return {
         "model": name,
@@ -46,10 +47,12 @@ def assemble(
         "std": summarise(rows, METRICS, np.std),
         "conditions": {
             "foreground": "every label above 0, merged",
-            "averaging": "one score per case, then the mean over cases; std is the population's",
+            "averaging": "one score per case, then the mean over cases; std is the population's, classes_std and "
+            "protocols_std are those of a sample (n - 1)",
             **conditions,
         },
         "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds_per_case": float(np.mean([row["seconds"] for row in rows])),
         "made": describe(),
         "cases": list(rows),
     }
@@ -61,3 +64,9 @@ def summarise(
     """Mean or deviation of each metric over the rows that have it; None where no row has."""
     columns = {name: [row[name] for row in rows if row[name] is not None] for name in names}
     return {name: float(reduce(values)) if values else None for name, values in columns.items()}
+
+
+def sample_deviation(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float | None]:
+    """The deviation of a sample (n - 1) of each metric over the rows that have it; None where fewer than two have."""
+    columns = {name: [row[name] for row in rows if row[name] is not None] for name in names}
+    return {name: float(np.std(values, ddof=1)) if len(values) > 1 else None for name, values in columns.items()}

@@ -21,7 +21,7 @@ from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore, grid_sizes
 from ncaseg.data.index import Case, find_cases, find_groups
 from ncaseg.data.split import Split, load_split, make_split, save_split
-from ncaseg.levels import Triple, check_reflection, pad_size, working_sizes
+from ncaseg.levels import Triple, check_reflection, pad_size, smaller, working_sizes
 from ncaseg.logs import Progress, RunLog
 from ncaseg.memory import check_memory
 from ncaseg.models import build_model
@@ -126,15 +126,33 @@ def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
         ValueError: one does not; the message names the case, the level and the axis.
     """
     model = cfg.model
-    if model.kind in ("unet", "cdal") or model.padding != "reflect":
+    has_automata = model.kind != "unet" and (model.kind != "cdal" or cfg.cdal.generator == "nca")
+    if not has_automata or model.padding != "reflect":
         return
     for case, size in sizes.items():
-        size = pad_size(size, model.scales, model.pad)
-        for patches in (model.training_patches, [()] * len(model.steps)):
+        for levels in _level_sizes(size, cfg):
             try:
-                check_reflection(working_sizes(size, model.scales, patches), model.kernel_sizes, model.ndim)
+                check_reflection(levels, model.kernel_sizes, model.ndim)
             except ValueError as error:
                 raise ValueError(f"case {case}: {error}") from error
+
+
+def _level_sizes(size: Triple, cfg: Config) -> list[list[Triple]]:
+    """What the levels work on for a volume of this grid: in training, where a box may be cut, and in prediction."""
+    model, whole = cfg.model, [()] * len(cfg.model.steps)
+    box = _cut(size, cfg.data.crop)
+    if model.kind == "cdal":
+        window = smaller(_cut(size, cfg.cdal.window), size)
+        return [working_sizes(cells, model.scales, whole) for cells in (box, window)]
+    box, size = (pad_size(cells, model.scales, model.pad) for cells in (box, size))
+    trained = working_sizes(box, model.scales, model.training_patches)
+    return [trained, working_sizes(size, model.scales, whole)]
+
+
+def _cut(size: Triple, wanted: tuple[int, ...]) -> Triple:
+    """The cells of a box in a volume; 0, or no box at all, takes what there is."""
+    x, y, z = (want if want > 0 else have for want, have in zip(wanted or size, size, strict=True))
+    return x, y, z
 
 
 def learning_rate(cfg: TrainConfig, updates: int, total: int, epoch: int = 0, per_epoch: int = 1) -> float:
@@ -199,17 +217,22 @@ def _claim_folder(out: Path, cfg: Config, resume: bool) -> None:
 
 
 def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str]) -> Split:
-    """The split of the run: read if it is there, else made and written."""
-    unlabelled = [case.id for case in cases if case.label is None]
+    """The split of the run: read if it is there, else made of all cases and written. What it names needs a label."""
+    ids = [case.id for case in cases]
+    is_given, how = path.exists(), cfg.data
+    split = load_split(path) if is_given else make_split(ids, how.validation_fraction, how.split_seed, groups)
+    named = {*split.train, *split.validation}
+    unlabelled = sorted(case.id for case in cases if case.label is None and case.id in named)
     if unlabelled:
-        raise ValueError(f"{len(unlabelled)} images have no label, e.g. {unlabelled[0]}; training needs one for each")
-    if not path.exists():
-        ids = [case.id for case in cases]
-        save_split(path, make_split(ids, cfg.data.validation_fraction, cfg.data.split_seed, groups))
-    split = load_split(path)
-    missing = sorted({*split.train, *split.validation} - {case.id for case in cases})
+        raise ValueError(
+            f"{len(unlabelled)} images have no label, e.g. {unlabelled[0]}; training needs one for each, or a "
+            f"{path.name} in the folder of the run that leaves them out"
+        )
+    missing = sorted(named - set(ids))
     if missing:
         raise ValueError(f"{path} names {len(missing)} cases that the data do not hold, e.g. {missing[0]}")
+    if not is_given:
+        save_split(path, split)
     return split
 
 

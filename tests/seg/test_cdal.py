@@ -374,6 +374,46 @@ def test_classes_are_the_channel_of_the_highest_mean(scans):
     assert "highest mean" in scores["conditions"]["threshold"]
 
 
+def test_deviations_of_classes_are_those_of_a_sample(scans):
+    cfg = tiny(CLASSES)
+    scores = evaluate.score_cases(awake(cfg), cfg, find_cases(scans)[:3], name="x", samples=1)
+    for value, entry in scores["classes_std"].items():
+        for name in ("hard_dice", "precision", "sensitivity"):
+            cases = [row["classes"][value][name] for row in scores["cases"]]
+            assert entry[name] == pytest.approx(np.std(cases, ddof=1)) and entry[name] > 0
+    sd = f"(sd {scores['classes_std']['2']['precision']:.4f})"
+    assert sd in evaluate.format_table(scores) and "protocols" not in scores
+    assert scores["seconds_per_case"] == pytest.approx(np.mean([row["seconds"] for row in scores["cases"]]))
+    one = evaluate.score_cases(awake(cfg), cfg, find_cases(scans)[:1], name="x", samples=1)
+    assert set(one["classes_std"]["1"].values()) == {None}
+
+
+@pytest.mark.parametrize("window", [[], [8, 8, 0]], ids=["whole", "tiles"])
+def test_pictures_are_scored_on_the_grid_of_the_network_as_well(tmp_path, window):
+    """E-CDAL is no score of the native grid: 40x40 cells are scored as 16x16."""
+    folder = write_lesions(tmp_path, 3, seed=0, size=(40, 40))
+    cfg = tiny(window=window)
+    model, cases = awake(cfg), find_cases(folder)
+    scores = evaluate.score_cases(model, cfg, cases, name="x", samples=2, seed=3)
+    for case, row in zip(cases, scores["cases"], strict=True):
+        volume = load_case(case, cfg.data)
+        found = cdal.sample_volume(model, volume, cfg, 2, 3).numpy().mean(0)[0] > 0.5
+        rows = np.floor(np.arange(16) * 40 / 16).astype(int)
+        truth = np.asarray(volume.label)[np.ix_(rows, rows)] > 0
+        assert found.shape == truth.shape == (16, 16, 1)
+        both, either = np.sum(found & truth), np.sum(found | truth)
+        expected = {"dice": 2 * both / (found.sum() + truth.sum()), "iou": both / either}
+        assert row["protocols"]["E-CDAL"] == pytest.approx(expected) and both > 0
+        assert row["hard_dice"] != pytest.approx(expected["dice"], abs=1e-6)
+    for key in ("dice", "iou"):
+        values = [row["protocols"]["E-CDAL"][key] for row in scores["cases"]]
+        assert scores["protocols"]["E-CDAL"][key] == pytest.approx(np.mean(values))
+        assert scores["protocols_std"]["E-CDAL"][key] == pytest.approx(np.std(values, ddof=1))
+    assert "network's grid" in scores["conditions"]["E-CDAL"] and "E-CDAL  dice" in evaluate.format_table(scores)
+    with pytest.raises(ValueError, match="median"):
+        evaluate.score_cases(model, cfg, cases[:1], name="x", samples=2, rule="median")
+
+
 def test_all_lung_scores_in_the_inverted_coding(pictures):
     """Lungs are -1 there: an answer of -1 everywhere is all foreground, and its Dice is above zero."""
     cfg = tiny(inverted=True)
@@ -421,6 +461,32 @@ def test_another_model_is_refused():
 def test_wrong_settings_are_named(more, message):
     with pytest.raises(ValueError, match=message):
         tiny(**more)
+
+
+@pytest.mark.parametrize(
+    ("crop", "window", "message"),
+    [
+        ([], [], None),
+        ([8, 8, 1], [8, 8, 0], None),
+        ([0, 2, 1], [], "case small: image is too small: level 0 has 1 cells on axis Y"),
+        ([8, 8, 1], [2, 0, 0], "case small: image is too small: level 0 has 1 cells on axis X"),
+    ],
+)
+def test_boxes_and_windows_too_small_for_automata_are_named_before_training(crop, window, message):
+    cfg = tiny(NCA, {"data": {"crop": crop}}, window=window)
+    if message is None:
+        train.check_sizes({"small": (16, 16, 1)}, cfg)
+    else:
+        with pytest.raises(ValueError, match=message):
+            train.check_sizes({"small": (16, 16, 1)}, cfg)
+    train.check_sizes({"small": (16, 16, 1)}, tiny({"data": {"crop": crop}}, window=window))  # no automata
+
+
+def test_volume_too_small_for_automata_starts_no_run(scans, tmp_path):
+    large = {"model": {"kernel_sizes": [7, 3], "scales": [[8, 8, 1]]}, "data": {"size": []}}
+    with pytest.raises(ValueError, match="case phantom_000: image is too small: level 0 has 2 cells on axis X"):
+        train.train(tiny(CLASSES, NCA, large), scans, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ assert not loaded, loaded
         (["train", "demo", "--data", "d", "--images", "i", "--out", "run"], "give either --data DIR"),
         (["train", "demo", "--images", "i", "--out", "run"], "--images needs --labels"),
         (["evaluate", "m", "--data", "d", "--labels", "l"], "--labels goes with --images"),
-        (["train", "dmo", "--data", "d", "--out", "run"], "no recipe named 'dmo'; known: demo"),
+        (["train", "dmo", "--data", "d", "--out", "run"], "no recipe named 'dmo'; known: cdal-cxr"),
         (["train", "demo", "--data", "d", "--out", "run", "train.stesp=3"], "did you mean train.steps?"),
         (["train", "demo", "train.steps=x", "--data", "d", "--out", "run"], "train.steps must be of type int"),
         (["train", "demo", "--data", "d", "--out", "run", "--stesp", "3"], "unrecognized arguments: --stesp 3"),
@@ -332,7 +332,7 @@ def test_reproduce_writes_tables_and_lists_what_is_missing(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["m3", "-o", "out"], "no paper named 'm3'; known: m3d"),
+        (["m3", "-o", "out"], "no paper named 'm3'; known: cdal, m3d"),
         (["m3d", "-o", "out", "--train"], "--train needs --data DIR"),
     ],
 )

@@ -87,7 +87,7 @@ def test_result_has_the_documented_shape(scores, tmp_path):
     assert (read["model"], read["samples"], read["seed"], read["num_cases"]) == ("tiny", 2, 4, 3)
     assert [case["id"] for case in read["cases"]] == ["phantom_000", "phantom_001", "phantom_002"]
     for case in read["cases"]:
-        assert set(case) == {"id", "classes", *evaluate.METRICS}
+        assert set(case) == {"id", "seconds", "classes", *evaluate.METRICS} and case["seconds"] > 0
         assert set(case["classes"]) == {"1", "2"}
     assert set(read["conditions"]) == {"foreground", "threshold", "averaging", "grid", "empty", "soft_dice"}
 

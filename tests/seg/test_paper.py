@@ -12,7 +12,7 @@ def m3d():
 
 
 def test_numbers_of_the_models(m3d):
-    assert paper.names() == ["m3d", "medsegdiffnca"]
+    assert paper.names() == ["cdal", "m3d", "medsegdiffnca"]
     assert m3d.tasks == ["hippocampus", "prostate"]
     assert len(m3d.comparison["rows"]) == 11
     own = m3d.comparison["rows"][-1]
@@ -63,12 +63,12 @@ def test_variants_differ_in_duplication(m3d):
 
 
 def test_unknown_and_broken_papers_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no paper named 'm3'; known: m3d"):
+    with pytest.raises(FileNotFoundError, match="no paper named 'm3'; known: cdal, m3d"):
         paper.load_paper("m3")
     (tmp_path / "p.toml").write_text("notes = []\nruns = []\ntitel = 'x'\n")
     with pytest.raises(ValueError, match="key missing or unknown.*titel"):
         paper.load_paper(tmp_path / "p.toml")
     text = 'title = ""\ncitation = ""\nmetric = ""\nnotes = []\nruns = []\nform = "films"\n[comparison]\n[ablation]\n'
     (tmp_path / "p.toml").write_text(text)
-    with pytest.raises(ValueError, match="form of paper .* must be one of volumes, masks; got 'films'"):
+    with pytest.raises(ValueError, match="form of paper .* must be one of volumes, masks, labels; got 'films'"):
         paper.load_paper(tmp_path / "p.toml")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ncaseg import reproduce
+from ncaseg import reproduce, volume_tables
 from ncaseg.config import load_recipe, to_toml
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import make_split, save_split
@@ -37,9 +37,9 @@ def m3d():
 
 
 def test_without_runs_ours_is_a_dash(m3d, tmp_path):
-    tables = reproduce.make_tables(m3d, [])
+    tables = volume_tables.make_tables(m3d, [])
     assert tables["comparison"][-1] == {"model": "**ours**", "hippocampus": None, "prostate": None}
-    text = reproduce.to_markdown(m3d, tables)
+    text = volume_tables.to_markdown(m3d, tables)
     assert "| M3D-NCA | 0.905 ± 0.024 | 8,768 | 0.829 ± 0.051 | 12,480 |" in text
     assert "| **ours** | - | - | - | - |" in text
     assert "| prostate, 2 levels | 0.829 ± 0.051 | - | 0.811 ± 0.045 | - | 0.824 ± 0.051 | - |" in text
@@ -55,7 +55,7 @@ def test_runs_stand_where_they_belong(m3d, tmp_path):
     write_run(tmp_path / "b", overrides=["train.seed=1", "data.split_seed=3"], dice=0.92, single=0.86)
     write_run(tmp_path / "c", overrides=["train.duplication=1"], dice=0.85)
     write_run(tmp_path / "d", overrides=["train.lr=0.1"], dice=0.5)
-    tables = reproduce.make_tables(m3d, find_runs([tmp_path]))
+    tables = volume_tables.make_tables(m3d, find_runs([tmp_path]))
 
     ours = {row["model"]: row["hippocampus"] for row in tables["comparison"][11:]}
     assert ours["**ours**: m3d-hippocampus (train.lr: 0.0016 -> 0.1)"] == [0.5, 0.02, 8768]
@@ -64,7 +64,7 @@ def test_runs_stand_where_they_belong(m3d, tmp_path):
     assert row["ours"]["standard"] == pytest.approx([0.91, 0.02])  # two seeds; not the run of another learning rate
     assert row["ours"]["no_duplication"] == pytest.approx([0.85, 0.02])
     assert row["ours"]["no_ensemble"] == pytest.approx([0.87, 0.03])
-    text = reproduce.to_markdown(m3d, tables)
+    text = volume_tables.to_markdown(m3d, tables)
     assert "| hippocampus | ours: a, soft_dice < 0.8, NQM > 0.2 | 90.0 % | 5.0 % | 10.0 % | 9/1/1/9 |" in text
     assert "| a | m3d-hippocampus | unknown | none | 8768 | 3 | 1 | 0 | 0 | 10 | 0 | abc | a CPU |" in text
     planned = [run.id for run in m3d.plan if run.task == "hippocampus"]
@@ -152,6 +152,6 @@ def test_missing_runs_are_made_once(tiny_paper, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(reproduce, "train", fail)
     reproduce.run_missing(paper, data, tmp_path / "out")
-    tables = reproduce.make_tables(paper, find_runs([tmp_path / "out" / "runs"]))
+    tables = volume_tables.make_tables(paper, find_runs([tmp_path / "out" / "runs"]))
     assert tables["ablation"][0]["ours"]["standard"][0] == pytest.approx(scores["mean"]["soft_dice"])
     assert tables["runs"][0]["test_cases"] == 2

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from ncaseg.checkpoint import load_model, load_state
 from ncaseg.data.dataset import CaseStore
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
-from ncaseg.data.split import load_split
+from ncaseg.data.split import Split, load_split, save_split
 from ncaseg.logs import read_rows
 from ncaseg.losses import dice_bce
 from ncaseg.tasks import Segmentation
@@ -257,6 +258,34 @@ def test_data_that_do_not_fit_the_run_are_named(data, tmp_path):
         train.train(tiny("train.steps=1"), fewer, tmp_path / "run")
     with pytest.raises(ValueError, match="4 images have no label, e.g. phantom_000"):
         train.train(tiny(), None, tmp_path / "other", images=data / "imagesTr")
+
+
+def test_images_that_the_given_split_leaves_out_need_no_label(data, tmp_path):
+    """A split of three of the four cases; the label of the fourth is not there."""
+    shutil.copytree(data / "imagesTr", tmp_path / "data" / "imagesTr")
+    shutil.copytree(data / "labelsTr", tmp_path / "data" / "labelsTr")
+    (tmp_path / "data" / "labelsTr" / "phantom_003.nii.gz").unlink()
+    with pytest.raises(ValueError, match="1 images have no label, e.g. phantom_003.*or a split.json in the folder"):
+        train.train(tiny("train.steps=1"), tmp_path / "data", tmp_path / "none")
+    assert not (tmp_path / "none" / "split.json").exists()
+    given = Split(("phantom_000", "phantom_002"), ("phantom_001",), 0.25, 0)
+    (tmp_path / "run").mkdir()
+    save_split(tmp_path / "run" / "split.json", given)
+    train.train(tiny("train.steps=1"), tmp_path / "data", tmp_path / "run")
+    assert load_split(tmp_path / "run" / "split.json") == given
+    (tmp_path / "wrong").mkdir()
+    save_split(tmp_path / "wrong" / "split.json", Split(("phantom_000",), ("phantom_003",), 0.25, 0))
+    with pytest.raises(ValueError, match="1 images have no label, e.g. phantom_003"):
+        train.train(tiny("train.steps=1"), tmp_path / "data", tmp_path / "wrong")
+
+
+def test_boxes_count_in_the_check_of_sizes(data):
+    """Three levels fit whole volumes of 12 cells, but not boxes of 4."""
+    flat = ["model.kernel_sizes=[3, 3, 3]", "model.steps=[1, 1, 1]", "model.scales=[[2, 2, 2], [2, 2, 2]]"]
+    sizes = {"a": (12, 12, 12)}
+    train.check_sizes(sizes, tiny(*flat, "data.crop=[8, 8, 8]"))
+    with pytest.raises(ValueError, match="case a: image is too small: level 0 has 1 cells on axis Y"):
+        train.check_sizes(sizes, tiny(*flat, "data.crop=[0, 4, 0]"))
 
 
 def test_sizes_that_do_not_stack_are_named(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SUFFIX = ".toml"
-FORMS = ("volumes", "masks")
+FORMS = ("volumes", "masks", "labels")
 VARIANTS = ("standard", "no_duplication", "no_ensemble")
 
 
@@ -18,7 +18,8 @@ VARIANTS = ("standard", "no_duplication", "no_ensemble")
 class PlannedRun:
     """One training that a table asks for: a recipe with changes, and where it stands in the ablation, if it does.
 
-    `task` is part of the name of the dataset's folder and of the recipes for it.
+    `task` is part of the name of the dataset's folder and of the recipes for it. What is not `trained` by `--train` is
+    for larger machines.
     """
 
     id: str
@@ -27,25 +28,29 @@ class PlannedRun:
     group: str = ""
     variant: str = ""
     overrides: tuple[str, ...] = ()
+    trained: bool = True
 
 
 @dataclass(frozen=True)
 class Paper:
     """The numbers as printed (`comparison`, `ablation`, `quality`: each with `source` and `rows`), and the plan.
 
-    `form` says which tables are made of them: "volumes" those of `ncaseg.reproduce`, "masks" those of
-    `ncaseg.mask_tables`, which have no quality control.
+    `form` says which tables are made of them: "volumes" those of `ncaseg.volume_tables`, "masks" those of
+    `ncaseg.mask_tables`, which have no quality control, and "labels" those of `ncaseg.label_tables`, which are all in
+    `tables`: each with `title`, `source`, `columns` and `rows`, and with `effort` beside.
     """
 
     title: str
     citation: str
     metric: str
     notes: tuple[str, ...]
-    comparison: Mapping[str, Any]
-    ablation: Mapping[str, Any]
     plan: tuple[PlannedRun, ...]
+    comparison: Mapping[str, Any] = field(default_factory=dict)
+    ablation: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, Any] = field(default_factory=dict)
     form: str = "volumes"
+    tables: Sequence[Mapping[str, Any]] = ()
+    effort: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
