@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ncakern import NCA, RolloutParams, RolloutSpec, nca_rollout
+from ncakern.functional import step_gradients
 from ncaseg.models.cbam import CBAM, CbamParams, attend, compute_gates
 from ncaseg.models.cbam_backward import attend_backward
 
@@ -65,42 +66,36 @@ class _Step:
     def __call__(self, state: Tensor, tensors: tuple[Tensor, ...], number: int, buffer: Tensor) -> Tensor:
         """The state after step ``number``; ``buffer`` is overwritten."""
         seen = attend(state, CbamParams(*tensors[:NUM_CBAM]), out=buffer)
-        return self.update(state, seen.add_(state) if self.residual else seen, tensors, number)
+        if self.residual:
+            seen.add_(state)
+        params = RolloutParams(*tensors[NUM_CBAM:])
+        return nca_rollout(state, params, self.spec, 1, perceive_from=seen, **self.stream(number))
 
-    def update(self, state: Tensor, seen: Tensor, tensors: tuple[Tensor, ...], number: int) -> Tensor:
-        return nca_rollout(
-            state,
-            RolloutParams(*tensors[NUM_CBAM:]),
-            self.spec,
-            1,
-            seed=self.seed,
-            first_step=self.first_step + number,
-            first_sample=self.first_sample,
-            perceive_from=seen,
-        )
+    def stream(self, number: int) -> dict[str, Any]:
+        """What names the fire bits of step ``number``."""
+        return {"seed": self.seed, "first_step": self.first_step + number, "first_sample": self.first_sample}
 
     def backward(
         self, d_out: Tensor, state: Tensor, tensors: tuple[Tensor, ...], number: int, buffers: tuple[Tensor, ...]
-    ) -> tuple[Tensor, list[Tensor | None]]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """The gradients of the state, written into the last of three buffers, and of the tensors."""
         first, second, total = buffers
         params = CbamParams(*tensors[:NUM_CBAM])
         gates = compute_gates(state, params, out=first)
         seen = torch.mul(gates.scaled, gates.cells, out=second)
-        if self.residual:
-            seen.add_(state)
-        with torch.enable_grad():
-            leaves = state.detach().requires_grad_(), seen.detach().requires_grad_()
-            after = self.update(*leaves, tensors, number)
-        wanted = [tensor for tensor in tensors[NUM_CBAM:] if tensor.requires_grad]
-        d_state, d_seen, *found = torch.autograd.grad(after, [*leaves, *wanted], d_out)
-        each = iter(found)
-        d_nca = [next(each) if tensor.requires_grad else None for tensor in tensors[NUM_CBAM:]]
+        d_state, d_seen, d_nca = step_gradients(
+            d_out,
+            state,
+            RolloutParams(*tensors[NUM_CBAM:]),
+            self.spec,
+            perceive_from=seen.add_(state) if self.residual else seen,
+            **self.stream(number),
+        )
         d_attended, d_cbam = attend_backward(d_seen, state, params, gates, second)
         torch.add(d_state, d_attended, out=total)
         if self.residual:
             total += d_seen
-        return total, [*d_cbam, *d_nca]
+        return total, [*d_cbam, *(gradient for gradient in d_nca if gradient is not None)]
 
 
 class _Rollout(torch.autograd.Function):
@@ -120,10 +115,8 @@ class _Rollout(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_state: Tensor) -> tuple[Tensor | None, ...]:
         step, steps, keep_every, count = ctx.plan
-        saved, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        needs = ctx.needs_input_grad[4:]
-        tensors = tuple(t.detach().requires_grad_(need) for t, need in zip(saved, needs, strict=True))
-        totals = [torch.zeros_like(t) if need else None for t, need in zip(saved, needs, strict=True)]
+        tensors, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        totals = [torch.zeros_like(tensor) for tensor in tensors]
         # Fresh pages cost more than arithmetic on them: the same buffers serve all steps.
         buffers = tuple(torch.empty_like(d_state, memory_format=torch.contiguous_format) for _ in range(3))
         for block in reversed(range(len(kept))):
@@ -131,10 +124,9 @@ class _Rollout(torch.autograd.Function):
             numbers = range(first, min(first + keep_every, steps))
             states = [kept[block]]
             for number in numbers[:-1]:
-                states.append(step(states[-1], saved, number, buffers[0]))
+                states.append(step(states[-1], tensors, number, buffers[0]))
             for number, before in zip(reversed(numbers), reversed(states), strict=True):
                 d_state, found = step.backward(d_state, before, tensors, number, buffers)
                 for total, new in zip(totals, found, strict=True):
-                    if total is not None:
-                        total += new
+                    total += new
         return None, None, None, d_state, *totals
