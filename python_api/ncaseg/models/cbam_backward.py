@@ -1,4 +1,4 @@
-"""The gradient of CBAM in closed form: each tensor of a state's size is written in place, into buffers of the caller."""
+"""The gradient of CBAM in closed form, written in place: the caller gives the buffers of a state's size."""
 
 import torch
 from torch import Tensor
