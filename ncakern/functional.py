@@ -150,7 +150,7 @@ def step_gradients(
     Raises:
         TypeError, ValueError: as :func:`nca_rollout`.
     """
-    stream = {"seed": seed, "first_step": first_step, "first_sample": first_sample}
+    stream: dict[str, Any] = {"seed": seed, "first_step": first_step, "first_sample": first_sample}
     check_rollout(state, params, spec, 1, perceive_from=perceive_from, modulation=None, **stream)
     origin, extent = resolve_tile(tuple(state.shape[1:-1]), None, None, spec)
     chosen = _dispatch.choose_backend(_problem(state, params, spec, 1), "auto")

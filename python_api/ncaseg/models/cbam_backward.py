@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from ncaseg.models.cbam import CbamParams, Gates, convolve
 
@@ -51,7 +52,7 @@ def _through_cells(d_out: Tensor, params: CbamParams, gates: Gates, work: Tensor
 
 def _weight_gradient(x: Tensor, weight: Tensor, d_out: Tensor) -> Tensor:
     kernel = weight.shape[2:]
-    gradient = torch.nn.grad.conv2d_weight if len(kernel) == 2 else torch.nn.grad.conv3d_weight
+    gradient = conv2d_weight if len(kernel) == 2 else conv3d_weight
     return gradient(x, weight.shape, d_out, padding=tuple(k // 2 for k in kernel))
 
 
