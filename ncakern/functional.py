@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -121,6 +123,71 @@ def nca_rollout(
         keep_every=keep_every,
         backend=chosen,
     )
+
+
+def step_gradients(
+    d_out: Tensor,
+    state: Tensor,
+    params: RolloutParams,
+    spec: RolloutSpec,
+    *,
+    perceive_from: Tensor,
+    seed: int | Tensor,
+    first_step: int = 0,
+    first_sample: int = 0,
+) -> tuple[Tensor, Tensor, RolloutParams]:
+    """The gradients of one step of :func:`nca_rollout`, for backward passes that a caller writes.
+
+    The fast backends need the step's inputs for them, not its result: without norm the step itself is not computed.
+
+    Args:
+        d_out: ``[B, *S, C]``, the gradient of the step's result.
+        state, params, spec, perceive_from, seed, first_step, first_sample: what the step was given; ``seed`` not None.
+
+    Returns:
+        The gradients of ``state``, ``perceive_from`` and ``params``, in their dtypes. They have no gradient themselves.
+
+    Raises:
+        TypeError, ValueError: as :func:`nca_rollout`.
+    """
+    stream: dict[str, Any] = {"seed": seed, "first_step": first_step, "first_sample": first_sample}
+    check_rollout(state, params, spec, 1, perceive_from=perceive_from, modulation=None, **stream)
+    origin, extent = resolve_tile(tuple(state.shape[1:-1]), None, None, spec)
+    chosen = _dispatch.choose_backend(_problem(state, params, spec, 1), "auto")
+    if chosen == "reference" or spec.norm != "none":
+        return _traced_step_gradients(d_out, state, params, spec, perceive_from, stream)
+    with torch.no_grad():
+        d_state, d_from, d_params = ops.step_bwd(
+            d_out,
+            state,
+            params.to(torch.float32),
+            spec,
+            seed=seed_tensor(seed),
+            first_step=first_step,
+            first_sample=first_sample,
+            origin=origin,
+            extent=extent,
+            perceive_from=perceive_from,
+            backend=chosen,
+        )
+    return d_state, d_from, d_params.to(params.out_weight.dtype)
+
+
+def _traced_step_gradients(
+    d_out: Tensor,
+    state: Tensor,
+    params: RolloutParams,
+    spec: RolloutSpec,
+    perceive_from: Tensor,
+    stream: dict[str, Any],
+) -> tuple[Tensor, Tensor, RolloutParams]:
+    present = {name: tensor for name, tensor in params._asdict().items() if tensor is not None}
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in (state, perceive_from, *present.values())]
+        traced = RolloutParams(**dict(zip(present, leaves[2:], strict=True)))
+        out = nca_rollout(leaves[0], traced, spec, 1, perceive_from=leaves[1], **stream)
+    d_state, d_from, *others = torch.autograd.grad(out, leaves, d_out)
+    return d_state, d_from, RolloutParams(**dict(zip(present, others, strict=True)))
 
 
 def fire_mask(

@@ -19,10 +19,10 @@ _SPEC = "str perception, str padding, str norm, str activation, float fire_rate,
 _CALL = "SymInt steps, SymInt first_step, SymInt first_sample, SymInt[] origin, SymInt[] extent, SymInt keep_every"
 _INPUTS = f"{_TENSORS}, Tensor seed, {_SPEC}, {_CALL}, str backend"
 
-_NUM_TENSORS, _SPEC_NAMES, _CALL_NAMES = (
-    _TENSORS.count(",") + 1,
-    *([argument.split()[-1] for argument in group.split(",")] for group in (_SPEC, _CALL)),
+_TENSOR_NAMES, _SPEC_NAMES, _CALL_NAMES = (
+    [argument.split()[-1] for argument in group.split(",")] for group in (_TENSORS, _SPEC, _CALL)
 )
+_NUM_TENSORS = len(_TENSOR_NAMES)
 
 
 def rollout(
@@ -42,25 +42,48 @@ def rollout(
     backend: str,
 ) -> Tensor:
     """Call the forward operator with checked arguments; states are kept only if somebody can ask for gradients."""
-    scale, shift = (None, None) if modulation is None else modulation
-    tensors = (
-        state,
-        params.perceive_weight,
-        params.perceive_bias,
-        params.hidden_weight,
-        params.hidden_bias,
-        params.norm_weight,
-        params.norm_bias,
-        params.out_weight,
-        perceive_from,
-        scale,
-        shift,
-    )
+    tensors = _order(state, params, perceive_from, modulation)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     options = [getattr(spec, name) for name in _SPEC_NAMES]
     call = (steps, first_step, first_sample, origin, extent, keep_every)
     out, _, _ = nca_rollout(*tensors, seed, *options, *call, backend, keep)
     return out
+
+
+def step_bwd(
+    d_out: Tensor,
+    state: Tensor,
+    params: RolloutParams,
+    spec: RolloutSpec,
+    *,
+    seed: Tensor,
+    first_step: int,
+    first_sample: int,
+    origin: tuple[int, ...],
+    extent: tuple[int, ...],
+    perceive_from: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor, RolloutParams]:
+    """Call the backward operator on one step without norm, for which the forward one would keep nothing."""
+    tensors = _order(state, params, perceive_from, None)
+    kept, stats = state.new_empty((0, *state.shape)), state.new_empty((0, 0, 0), dtype=torch.float64)
+    options = [getattr(spec, name) for name in _SPEC_NAMES]
+    call = (1, first_step, first_sample, origin, extent, 1)
+    gradients = nca_rollout_bwd(d_out, kept, stats, *tensors, seed, *options, *call, backend)
+    named = dict(zip(_TENSOR_NAMES, gradients, strict=True))
+    present = {name: named[name] for name, given in params._asdict().items() if given is not None}
+    return named["state"], named["perceive_from"], RolloutParams(**present)
+
+
+def _order(
+    state: Tensor,
+    params: RolloutParams,
+    perceive_from: Tensor | None,
+    modulation: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor | None, ...]:
+    scale, shift = (None, None) if modulation is None else modulation
+    named = params._asdict() | {"state": state, "perceive_from": perceive_from, "scale": scale, "shift": shift}
+    return tuple(named[name] for name in _TENSOR_NAMES)
 
 
 @torch.library.custom_op(

@@ -9,7 +9,8 @@ from torch import nn
 from ncakern import NCA, nca_rollout
 from ncaseg.models import cbam
 from ncaseg.models.attended import attended_rollout
-from ncaseg.models.cbam import CBAM
+from ncaseg.models.cbam import CBAM, attend, compute_gates
+from ncaseg.models.cbam_backward import attend_backward
 
 
 def by_layers(state, module):
@@ -39,6 +40,28 @@ def test_attention_is_that_of_the_layers(size):
     torch.testing.assert_close(module(state), by_layers(state, module))
 
 
+@pytest.mark.parametrize("size", [(9, 7), (8, 6), (5, 3, 4)])
+def test_closed_gradient_is_that_of_plain_autograd_also_where_maxima_tie(size):
+    module = CBAM(len(size), 24, 4).double()
+    state = torch.randint(-2, 3, (3, *size, 24)).double().requires_grad_()  # most maxima are shared
+    state.data[0, 0] = 0
+    d_out = torch.randn_like(state)
+    expected = torch.autograd.grad(attend(state, module.params), [state, *module.params], d_out)
+    assert all(gradient.any() for gradient in expected)
+    with torch.no_grad():
+        gates = compute_gates(state, module.params, out=torch.empty_like(state))
+        d_state, d_params = attend_backward(d_out, state, module.params, gates, torch.empty_like(state))
+    for found, known in zip([d_state, *d_params], expected, strict=True):
+        torch.testing.assert_close(found, known, rtol=1e-10, atol=1e-12)
+
+
+def test_a_buffer_changes_no_bit():
+    module, state = CBAM(2, 24), torch.randn(2, 9, 8, 24)
+    with_graph = module(state.clone().requires_grad_())
+    with torch.no_grad():
+        assert torch.equal(attend(state, module.params, out=torch.empty_like(state)), with_graph)
+
+
 def test_parameter_count():
     assert sum(p.numel() for p in CBAM(2, 64).parameters()) == 678
     assert doctest.testmod(cbam).failed == 0
@@ -65,14 +88,14 @@ def gradients(out, state, *modules):
     return dict(zip(["state", *names], torch.autograd.grad((out * weight).sum(), [state, *tensors]), strict=True))
 
 
-@pytest.mark.parametrize("keep_every", [1, 3])
+@pytest.mark.parametrize(("keep_every", "residual"), [(1, True), (3, True), (3, False)])
 @pytest.mark.parametrize(
     ("dtype", "size"), [(torch.float64, (6, 5)), (torch.float32, (9, 7)), (torch.float32, (4, 3, 5))]
 )
-def test_gradients_are_those_of_plain_autograd(dtype, size, keep_every):
+def test_gradients_are_those_of_plain_autograd(dtype, size, keep_every, residual):
     nca, module = make(ndim=len(size), dtype=dtype)
     state = torch.randn(2, *size, 16, dtype=dtype, requires_grad=True)
-    key = {"seed": 5, "first_step": 7, "first_sample": 3}
+    key = {"seed": 5, "first_step": 7, "first_sample": 3, "residual": residual}
     ours = attended_rollout(state, nca, module, 5, keep_every=keep_every, **key)
     theirs = plain(state, nca, module, 5, **key)
     assert torch.equal(ours, theirs)
@@ -90,6 +113,15 @@ def test_gradients_by_finite_differences():
     nca, module = make(channels=4, hidden=3, dtype=torch.float64)
     state = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: attended_rollout(s, nca, module, 3, seed=1), state)
+
+
+def test_the_gradient_that_a_caller_hands_in_keeps_its_bits():
+    nca, module = make(dtype=torch.float64)
+    state = torch.randn(1, 6, 5, 16, dtype=torch.float64, requires_grad=True)
+    d_out = torch.randn_like(state)
+    before = d_out.clone()
+    attended_rollout(state, nca, module, 3, seed=0).backward(d_out)
+    assert torch.equal(d_out, before)
 
 
 def test_only_states_are_kept():
