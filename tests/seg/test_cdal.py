@@ -232,6 +232,8 @@ def test_losses_by_hand():
     assert label_loss(x0_hat, x0, how).item() == pytest.approx(squared)
     dice = (2 * (0.75 + 1) + 1) / (2 + 0.75 + 1 + 0.5 + 1)
     assert label_loss(x0_hat, x0, tiny(loss="mse_dice").cdal).item() == pytest.approx(squared + 1 - dice)
+    entropy = label_loss(x0_hat, x0, tiny(loss="bce").cdal).item()
+    assert label_loss(x0_hat, x0, tiny(loss="bce_dice").cdal).item() == pytest.approx(entropy + 1 - dice)
     entropy = -(math.log(0.75) + math.log(0.5)) / 4
     assert label_loss(x0_hat, x0, tiny(loss="bce").cdal).item() == pytest.approx(entropy)
 

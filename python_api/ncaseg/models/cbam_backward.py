@@ -31,7 +31,7 @@ def attend_backward(
     count = equal.flatten(1, -2).sum(1).reshape(shape)
     cells = state[0, ..., 0].numel()
     d_state = equal.mul_(d_max / count).add_(d_mean / cells).addcmul_(d_y, gates.channels)
-    return d_state, CbamParams(*d_dense, d_spatial)
+    return d_state, CbamParams._make((*d_dense, d_spatial))
 
 
 def _through_cells(d_out: Tensor, params: CbamParams, gates: Gates, work: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ class CdalConfig:
     ``multipliers`` (per level), ``blocks`` (per level), ``attention_levels`` and ``encoder_blocks`` ("ncsnpp" only);
     "nca" reads ``channels``, ``hidden``, ``kernel_sizes``, ``steps``, ``scales``, ``pool``, ``perception``,
     ``num_filters``, ``padding`` and ``fire_rate`` of the section ``model``.
-    ``loss`` is "mse", "mse_dice" or "bce", always of the clean label.
+    ``loss`` is "mse", "mse_dice", "bce" or "bce_dice", always of the clean label.
 
     ``discriminator`` is "small", "large" or "none", with ``d_width``, ``d_time_width`` and ``d_init`` ("fan",
     "normal"), trained as ``train`` says but with ``d_lr``, ``d_lr_final`` and ``d_betas``, and with R1: ``r1_gamma``
@@ -83,7 +83,7 @@ class CdalConfig:
         require(known, "cdal.multipliers", "be positive, one per level", self.multipliers)
         inside = all(0 <= level < len(self.multipliers) for level in self.attention_levels)
         require(inside, "cdal.attention_levels", "be levels, counted from 0", self.attention_levels)
-        require_one_of("cdal.loss", self.loss, ("mse", "mse_dice", "bce"))
+        require_one_of("cdal.loss", self.loss, ("mse", "mse_dice", "bce", "bce_dice"))
         require_one_of("cdal.discriminator", self.discriminator, ("small", "large", "none"))
         require_one_of("cdal.d_init", self.d_init, ("fan", "normal"))
         require_one_of("cdal.d_updates", self.d_updates, ("joint", "apart"))

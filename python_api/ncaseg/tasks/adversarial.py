@@ -252,18 +252,16 @@ class Adversarial:
 
 
 def label_loss(x0_hat: Tensor, x0: Tensor, how: CdalConfig) -> Tensor:
-    """The error of an estimate of coded labels ``[B, C, *S]``: its square, that and soft Dice, or the cross-entropy.
+    """The error of an estimate of coded labels ``[B, C, *S]``: its square or the cross-entropy, alone or with soft Dice.
 
     Dice is computed per sample and channel with 1 added to both sides of the fraction.
     """
     p, target = cdal.decode(x0_hat, how), cdal.decode(x0, how)
-    if how.loss == "bce":
-        return F.binary_cross_entropy(p, target)
-    squared = F.mse_loss(x0_hat, x0)
-    if how.loss == "mse":
-        return squared
+    error = F.binary_cross_entropy(p, target) if how.loss.startswith("bce") else F.mse_loss(x0_hat, x0)
+    if not how.loss.endswith("_dice"):
+        return error
     both, either = (p * target).flatten(2).sum(2), (p + target).flatten(2).sum(2)
-    return squared + 1 - ((2 * both + 1) / (either + 1)).mean()
+    return error + 1 - ((2 * both + 1) / (either + 1)).mean()
 
 
 def squared_gradient(logits: Tensor, x: Tensor) -> Tensor:
