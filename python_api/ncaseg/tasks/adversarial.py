@@ -252,7 +252,7 @@ class Adversarial:
 
 
 def label_loss(x0_hat: Tensor, x0: Tensor, how: CdalConfig) -> Tensor:
-    """The error of an estimate of coded labels ``[B, C, *S]``: its square or the cross-entropy, alone or with soft Dice.
+    """The error of an estimate of coded labels ``[B, C, *S]``: its square or cross-entropy, alone or with soft Dice.
 
     Dice is computed per sample and channel with 1 added to both sides of the fraction.
     """
