@@ -43,7 +43,8 @@ class Run:
 
     @property
     def num_parameters(self) -> int:
-        return num_parameters(self.cfg)
+        """As counted when it was scored: a baseline's library need not be installed here."""
+        return self.scores.get("parameters") or num_parameters(self.cfg)
 
     @property
     def changes(self) -> list[str]:
