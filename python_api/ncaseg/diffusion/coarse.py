@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 BETA_MIN, BETA_MAX = 0.1, 20.0
-PAIRS = ("markov", "shared_noise")
 
 
 @dataclass(frozen=True)
