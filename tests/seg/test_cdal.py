@@ -172,11 +172,27 @@ def test_every_switch_trains(pictures, more):
         assert all(p.requires_grad for p in task.discriminator.parameters())
 
 
-def test_automata_need_room_and_no_norm():
+def test_automata_need_room_and_a_norm_of_each_sample(pictures):
     with pytest.raises(ValueError, match="model.channels must be at least 5: image, noisy label and logits; got 4"):
         tiny(NCA, {"model": {"channels": 4}})
-    with pytest.raises(ValueError, match='model.norm must be "none" with cdal.generator "nca"'):
-        tiny(NCA, {"model": {"norm": "instance"}})
+    with pytest.raises(ValueError, match='model.norm must be "none" or "instance" with cdal.generator "nca"'):
+        tiny(NCA, {"model": {"norm": "batch", "ndim": 3, "scales": [[2, 2, 2]]}})
+    _, outcome = one_step(tiny(NCA, {"model": {"norm": "instance"}}), pictures)
+    assert outcome.is_finite and outcome.learned
+
+
+def test_cross_entropy_keeps_its_gradient_where_the_estimate_has_saturated():
+    logits = torch.tensor([[[-40.0]]], requires_grad=True)
+    label_loss(logits, torch.ones(1, 1, 1), tiny(loss="bce").cdal).backward()
+    assert torch.tanh(logits).item() == -1.0 and logits.grad.item() == pytest.approx(-2.0)
+
+
+def test_dice_is_that_of_all_samples_together():
+    """One sample without the structure changes it as little as one more cell would."""
+    how = tiny(loss="mse_dice").cdal
+    x0 = torch.tensor([[[1.0, -1.0]], [[-1.0, -1.0]]])
+    logits = torch.tensor([[[40.0, -40.0]], [[0.0, -40.0]]])  # of 1, -1; 0, -1
+    assert label_loss(logits, x0, how).item() == pytest.approx(1 / 4 + 1 - (2 * 1 + 1) / (1 + 1.5 + 1))
 
 
 def test_what_the_generator_sees_follows_the_attention(pictures, monkeypatch):
@@ -184,12 +200,12 @@ def test_what_the_generator_sees_follows_the_attention(pictures, monkeypatch):
     for kind, value in (("off", 1.0), ("zero", 0.0), ("constant", 0.25)):
         cfg = tiny(discriminator="none", attention=kind, attention_value=value)
         calls = []
-        real = Adversarial._estimate
+        real = Adversarial._logits
         monkeypatch.setattr(
-            Adversarial, "_estimate", lambda self, x, *a, real=real, calls=calls: calls.append(x) or real(self, x, *a)
+            Adversarial, "_logits", lambda self, x, *a, real=real, calls=calls: calls.append(x) or real(self, x, *a)
         )
         task, _ = one_step(cfg, pictures)
-        monkeypatch.setattr(Adversarial, "_estimate", real)
+        monkeypatch.setattr(Adversarial, "_logits", real)
         seen[kind] = calls[0], task
     # The noise is the same whatever is shown, so that inputs differ by the label alone.
     task = seen["off"][1]
@@ -227,15 +243,15 @@ def test_the_discriminator_learns(pictures):
 def test_losses_by_hand():
     how = tiny().cdal
     x0 = torch.tensor([[[1.0, -1.0, 1.0, -1.0]]])
-    x0_hat = torch.tensor([[[0.5, -1.0, 1.0, 0.0]]])
+    logits = torch.tensor([[[math.atanh(0.5), -40.0, 40.0, 0.0]]])  # of 0.5, -1, 1, 0
     squared = (0.25 + 0 + 0 + 1) / 4
-    assert label_loss(x0_hat, x0, how).item() == pytest.approx(squared)
+    assert label_loss(logits, x0, how).item() == pytest.approx(squared)
     dice = (2 * (0.75 + 1) + 1) / (2 + 0.75 + 1 + 0.5 + 1)
-    assert label_loss(x0_hat, x0, tiny(loss="mse_dice").cdal).item() == pytest.approx(squared + 1 - dice)
-    entropy = label_loss(x0_hat, x0, tiny(loss="bce").cdal).item()
-    assert label_loss(x0_hat, x0, tiny(loss="bce_dice").cdal).item() == pytest.approx(entropy + 1 - dice)
+    assert label_loss(logits, x0, tiny(loss="mse_dice").cdal).item() == pytest.approx(squared + 1 - dice)
+    entropy = label_loss(logits, x0, tiny(loss="bce").cdal).item()
+    assert label_loss(logits, x0, tiny(loss="bce_dice").cdal).item() == pytest.approx(entropy + 1 - dice)
     entropy = -(math.log(0.75) + math.log(0.5)) / 4
-    assert label_loss(x0_hat, x0, tiny(loss="bce").cdal).item() == pytest.approx(entropy)
+    assert label_loss(logits, x0, tiny(loss="bce").cdal).item() == pytest.approx(entropy)
 
 
 RICH = {

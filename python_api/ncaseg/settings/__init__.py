@@ -57,11 +57,12 @@ class Config:
             self._check_cdal()
 
     def _check_cdal(self) -> None:
-        """What automata need as generators: room for what they are given, and no norm."""
+        """What automata need as generators: room for what they are given, and no norm over several samples."""
         if self.cdal.generator != "nca":
             return
         label = self.model.out_channels + self.model.has_background
         least = self.model.in_channels + 2 * label
         holds = f"be at least {least}: image, noisy label and logits"
         require(self.model.channels >= least, "model.channels", holds, self.model.channels)
-        require(self.model.norm == "none", "model.norm", 'be "none" with cdal.generator "nca"', self.model.norm)
+        each = self.model.norm in ("none", "instance")
+        require(each, "model.norm", 'be "none" or "instance" with cdal.generator "nca"', self.model.norm)

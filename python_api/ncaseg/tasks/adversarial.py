@@ -127,11 +127,12 @@ class Adversarial:
         noises = (draws.noise(to_tau), draws.noise(to_next))
         return coarse.noisy_pair(self.schedule, x0, draws.tau, noises, pair=self.cfg.cdal.pair)
 
-    def _estimate(self, x_next: Tensor, batch: Batch, draws: Draws, step: int, half: int) -> Tensor:
+    def _logits(self, x_next: Tensor, batch: Batch, draws: Draws, step: int, half: int) -> Tensor:
+        """What the generator's estimate of the clean label is the tanh of."""
         seed = stream(self.cfg.train, FIRE, step, batch.number, half)
         keep_every = self.cfg.train.keep_every
         with self._autocast(x_next):
-            found = self.generator(x_next, draws.tau, batch.image, draws.z, seed=seed, keep_every=keep_every)
+            found = self.generator.logits(x_next, draws.tau, batch.image, draws.z, seed=seed, keep_every=keep_every)
         return found.float()
 
     def _autocast(self, x: Tensor) -> torch.autocast:
@@ -188,7 +189,8 @@ class Adversarial:
         assert self.discriminator is not None
         _, x_next = self._pair(batch.x0, draws)
         with torch.no_grad():
-            fake = self._fake(self._estimate(x_next, batch, draws, step, D_STEP), x_next, draws)
+            estimate = torch.tanh(self._logits(x_next, batch, draws, step, D_STEP))
+            fake = self._fake(estimate, x_next, draws)
         with self._autocast(fake):
             logits = self.discriminator(fake, draws.tau, x_next).float()
         loss = F.softplus(logits).mean()
@@ -210,8 +212,8 @@ class Adversarial:
         draws = self._draw(batch, step, G_STEP)
         shown = self._attend(batch, draws, parts)
         _, x_next = self._pair(shown, draws, AGAIN_TO_TAU, AGAIN_TO_NEXT)
-        x0_hat = self._estimate(x_next, batch, draws, step, G_STEP)
-        loss = label_loss(x0_hat, batch.x0, how)
+        logits = self._logits(x_next, batch, draws, step, G_STEP)
+        x0_hat, loss = torch.tanh(logits), label_loss(logits, batch.x0, how)
         parts.setdefault("mse", []).append(F.mse_loss(x0_hat.detach(), batch.x0).item())
         if how.adversarial_weight > 0:
             fooled = self._adversarial_loss(x0_hat, x_next, draws)
@@ -251,16 +253,23 @@ class Adversarial:
         return F.softplus(-logits).mean()
 
 
-def label_loss(x0_hat: Tensor, x0: Tensor, how: CdalConfig) -> Tensor:
+def label_loss(logits: Tensor, x0: Tensor, how: CdalConfig) -> Tensor:
     """The error of an estimate of coded labels ``[B, C, *S]``: its square or cross-entropy, alone or with soft Dice.
 
-    Dice is computed per sample and channel with 1 added to both sides of the fraction.
+    The estimate is the tanh of ``logits``, the probability of +1 therefore the sigmoid of their double: cross-entropy
+    keeps its gradient where the tanh has rounded to one. Dice is that of each channel over all samples together, with 1
+    added to both sides of the fraction: slices without a structure would drown its gradient otherwise.
     """
-    p, target = cdal.decode(x0_hat, how), cdal.decode(x0, how)
-    error = F.binary_cross_entropy(p, target) if how.loss.startswith("bce") else F.mse_loss(x0_hat, x0)
+    x0_hat = torch.tanh(logits)
+    if how.loss.startswith("bce"):
+        error = F.binary_cross_entropy_with_logits(2 * logits, (x0 + 1) / 2)
+    else:
+        error = F.mse_loss(x0_hat, x0)
     if not how.loss.endswith("_dice"):
         return error
-    both, either = (p * target).flatten(2).sum(2), (p + target).flatten(2).sum(2)
+    p, target = cdal.decode(x0_hat, how), cdal.decode(x0, how)
+    others = [axis for axis in range(p.ndim) if axis != 1]
+    both, either = (p * target).sum(others), (p + target).sum(others)
     return error + 1 - ((2 * both + 1) / (either + 1)).mean()
 
 

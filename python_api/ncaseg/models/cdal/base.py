@@ -1,5 +1,6 @@
 """What every generator of cDAL can do, whatever it is made of."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,7 +30,22 @@ class Generator(nn.Module):
         first_sample: int = 0,
         keep_every: int = 1,
     ) -> Tensor:
-        """The estimate of x_0, ``[B, label_channels, *S]`` in [-1, 1] (a tanh), S having ``ndim`` axes.
+        """The estimate of x_0, ``[B, label_channels, *S]`` in [-1, 1]: the tanh of :meth:`logits`."""
+        logits = self.logits(x, tau, image, z, seed=seed, first_sample=first_sample, keep_every=keep_every)
+        return torch.tanh(logits)
+
+    def logits(
+        self,
+        x: Tensor,
+        tau: Tensor,
+        image: Tensor,
+        z: Tensor | None,
+        *,
+        seed: int | Tensor | None = None,
+        first_sample: int = 0,
+        keep_every: int = 1,
+    ) -> Tensor:
+        """What the estimate is the tanh of, ``[B, label_channels, *S]``, S having ``ndim`` axes.
 
         Args:
             x: ``[B, label_channels, *S]``, the label at noise level ``tau + 1``.

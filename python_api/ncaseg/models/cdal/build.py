@@ -42,6 +42,7 @@ def build_generator(cfg: ModelConfig, cdal: CdalConfig) -> Generator:
             perception=cfg.perception,
             num_filters=cfg.num_filters,
             padding=cfg.padding,
+            norm=cfg.norm,
             fire_rate=cfg.fire_rate,
         )
     options |= {

@@ -105,7 +105,7 @@ class LibraryGenerator(Generator):
             LatentMap(latent, latent_width, latent_layers), Behind(time, latent_width, is_latent=True)
         )
 
-    def forward(
+    def logits(
         self,
         x: Tensor,
         tau: Tensor,
@@ -121,4 +121,4 @@ class LibraryGenerator(Generator):
         def run(x: Tensor, image: Tensor) -> Tensor:
             return self.net(torch.cat([x, image], dim=1), tau, class_labels=z)
 
-        return torch.tanh(in_multiples(run, (x, image), self.multiple))
+        return in_multiples(run, (x, image), self.multiple)

@@ -38,7 +38,7 @@ class NCAGenerator(Generator):
         scales: per-axis factors between neighbouring levels, one triple less than levels; the last entry of each is 1
             in 2D.
         pool: how the image of a coarser level is made, see :func:`ncaseg.models.multilevel.pool_image`.
-        perception, num_filters, padding, fire_rate: as in :class:`ncakern.NCA`.
+        perception, num_filters, padding, norm, fire_rate: as in :class:`ncakern.NCA`.
 
     Raises:
         ValueError: too few channels, a wrong number of axes, or steps and scales that do not fit the levels.
@@ -68,6 +68,7 @@ class NCAGenerator(Generator):
         perception: str = "depthwise",
         num_filters: int = 2,
         padding: str = "reflect",
+        norm: str = "none",
         fire_rate: float = 0.5,
     ) -> None:
         super().__init__()
@@ -95,13 +96,14 @@ class NCAGenerator(Generator):
                 num_filters=num_filters,
                 kernel_size=kernel,
                 padding=padding,
+                norm=norm,
                 fire_rate=fire_rate,
                 frozen_channels=given,
             )
             for kernel in kernel_sizes
         )
 
-    def forward(
+    def logits(
         self,
         x: Tensor,
         tau: Tensor,
@@ -112,7 +114,7 @@ class NCAGenerator(Generator):
         first_sample: int = 0,
         keep_every: int = 1,
     ) -> Tensor:
-        """The estimate of the clean label, ``[B, Cx, *S]`` in [-1, 1].
+        """See :class:`ncaseg.models.cdal.base.Generator`.
 
         Args:
             x, tau, image, z: see :class:`ncaseg.models.cdal.base.Generator`.
@@ -142,8 +144,7 @@ class NCAGenerator(Generator):
                 keep_every=keep_every,
             )
             state = cells.unsqueeze(3) if self.ndim == 2 else cells
-        logits = to_channels_first(cells[..., self.given : self.given + self.label_channels])
-        return torch.tanh(logits)
+        return to_channels_first(cells[..., self.given : self.given + self.label_channels])
 
     def _begin(self, level: int, x: Tensor, image: Tensor, state: Tensor | None) -> Tensor:
         """The state ``[B, X, Y, Z, C]`` that a level starts with; ``state`` is the one of the level before."""

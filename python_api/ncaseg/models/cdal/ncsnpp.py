@@ -233,7 +233,7 @@ class NCSNpp(Generator):
             group_norm(width), nn.SiLU(), init_uniform(conv(ndim, width, label_channels), scale=TINY)
         )
 
-    def forward(
+    def logits(
         self,
         x: Tensor,
         tau: Tensor,
@@ -258,4 +258,5 @@ class NCSNpp(Generator):
         h = again(attention(block(h, time, w)), time, w)
         for level in self.up:
             h = level(h, skips, time, w)
-        return torch.tanh(self.head(h))
+        output: Tensor = self.head(h)
+        return output
