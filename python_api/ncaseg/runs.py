@@ -25,6 +25,8 @@ FREE_KEYS = {
     "train.validate_every",
     "data.split_seed",
     "data.cache",
+    "diffusion.validate_cases",
+    "cdal.validate_cases",
 }
 
 # How long a run trains: what it has learned is another model, but of the same experiment.
