@@ -68,31 +68,31 @@ def test_without_runs_the_tables_say_so(paper, tmp_path):
     cdal = "| hippocampus, 4 folds | cDAL, T = 2 | 87.43 (1.50) | 86.72 (1.25) | 86.90 (0.13) | 3,682,275 | not run |"
     assert cdal in text.partition("## Table 3, hippocampus, posterior")[2]
     assert "| MoNuSeg | MedT | 66.17 | 79.55 | - | - | - | - |" in text
-    assert "| latent z | removed | 332,355 | not run |" in text
-    assert "| generator | automata | 69,184 | not run |" in text
+    assert "| latent z | removed | 35,328 | not run |" in text
+    assert "| generator, same data | automata, slices | 69,184 | not run |" in text
     assert "| cdal-cxr | 8,843,777 | 27,736,705 | not run |" in text
     assert "No finished run was found." in text
 
 
 def test_runs_stand_where_they_belong(paper, tmp_path):
-    small = "cdal-hippocampus-small"
+    small = "cdal-nca-hippocampus"
     write_run(tmp_path / "a", small, dice=0.80, seconds=1.25)
     write_run(tmp_path / "b", small, ["train.seed=4"], dice=0.82, held="b")
     write_run(tmp_path / "c", small, ["train.steps=300"], dice=0.7)
-    write_run(tmp_path / "d", small, ["cdal.attention=zero", "cdal.discriminator=none"], dice=0.81)
+    write_run(tmp_path / "d", small, ["cdal.attention=off"], dice=0.81)
     write_run(tmp_path / "e", small, ["train.lr=0.5"], dice=0.11)
     write_run(tmp_path / "f", "m3d-hippocampus", dice=0.9)
     text = show(paper, tmp_path)
-    both = "462,531 | 81.00 (1.41) | 71.00 (1.41) | 81.00 (1.41) | - | a, b |"  # sd of 80 and 82, n - 1
-    for row in ("attention | raw map of the discriminator", "latent z | on", "T | 2", "generator | NCSN++"):
+    both = "69,184 | 81.00 (1.41) | 71.00 (1.41) | 81.00 (1.41) | - | a, b |"  # sd of 80 and 82, n - 1
+    for row in ("attention | zero, no discriminator", "latent z | on", "T | 2", "generator, same data | automata, slices"):
         assert f"| {row} | {both}" in text
-    assert "| T | 2 (train.steps: 1000 -> 300) | 462,531 | 70.00 | 60.00 | 70.00 | - | c |" in text
-    assert "| attention | zero, no discriminator | 462,531 | 81.00 | 71.00 | 81.00 | - | d |" in text
-    other = "| e: cdal-hippocampus-small (train.lr: 0.001 -> 0.5) | 462,531 | 11.00 | 1: 11.00, 2: 1.00 | - | - |"
+    assert "| T | 2 (train.steps: 600 -> 300) | 69,184 | 70.00 | 60.00 | 70.00 | - | c |" in text
+    assert "| attention | off, no discriminator | 69,184 | 81.00 | 71.00 | 81.00 | - | d |" in text
+    other = "| e: cdal-nca-hippocampus (train.lr: 0.004 -> 0.5) | 69,184 | 11.00 | 1: 11.00, 2: 1.00 | - | - |"
     assert other in text and "f: m3d" not in text
-    assert f"| {small} | 462,531 | 200,321 | 1.25, 5 samples (a CPU) |" in text
-    assert "| c | cdal-hippocampus-small | Task04 | train.steps: 1000 -> 300 |" in text and "| 300 steps |" in text
-    assert "| 1000 steps | 1.25 |" in text
+    assert f"| {small} | 69,184 | 0 | 1.25, 5 samples (a CPU) |" in text
+    assert "| c | cdal-nca-hippocampus | Task04 | train.steps: 600 -> 300 |" in text and "| 300 steps |" in text
+    assert "| 600 steps | 1.25 |" in text
 
 
 def test_table_1_takes_runs_tested_on_montgomery_alone(paper, tmp_path):
@@ -118,7 +118,8 @@ def test_rows_and_plan_refer_to_each_other(paper):
     assert len({to_toml(cfg) for cfg in recipes}) == len(recipes)
     assert all(run.task in run.recipe for run in paper.plan)
     small = {run.recipe for run in paper.plan if run.trained}
-    assert small == {"cdal-hippocampus-small", "cdal-nca-hippocampus"}  # what --train trains suits a CPU
+    cpu = {"cdal-nca-hippocampus", "cdal-nca-hippocampus-3d", "cdal-nca-cxr", "cdal-nca-monuseg"}
+    assert small == {"cdal-hippocampus-small"} | cpu  # what --train trains suits a CPU
 
 
 def test_attention_sizes_are_those_of_the_features(paper):
