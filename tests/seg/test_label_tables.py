@@ -84,7 +84,8 @@ def test_runs_stand_where_they_belong(paper, tmp_path):
     write_run(tmp_path / "f", "m3d-hippocampus", dice=0.9)
     text = show(paper, tmp_path)
     both = "69,184 | 81.00 (1.41) | 71.00 (1.41) | 81.00 (1.41) | - | a, b |"  # sd of 80 and 82, n - 1
-    for row in ("attention | zero, no discriminator", "latent z | on", "T | 2", "generator, same data | automata, slices"):
+    rows = ("attention | zero, no discriminator", "latent z | on", "T | 2", "generator, same data | automata, slices")
+    for row in rows:
         assert f"| {row} | {both}" in text
     assert "| T | 2 (train.steps: 600 -> 300) | 69,184 | 70.00 | 60.00 | 70.00 | - | c |" in text
     assert "| attention | off, no discriminator | 69,184 | 81.00 | 71.00 | 81.00 | - | d |" in text
