@@ -66,6 +66,14 @@ def test_the_page_compares_with_the_whole_and_leaves_out_what_is_missing():
     assert "128x128x64" not in text and "NCSN++ |" not in text
 
 
+def test_a_page_needs_records(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cdal_volume, "RECORDS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["cdal_volume.py", "table"])
+    with pytest.raises(SystemExit):
+        cdal_volume.main()
+    assert "table needs a record" in capsys.readouterr().err
+
+
 def test_the_page_is_that_of_the_records():
     rows = cdal_volume.read_rows()
     written = cdal_volume.PAGE.read_text() if cdal_volume.PAGE.exists() else None
