@@ -1,7 +1,8 @@
-"""Memory and time of MedSegDiffNCA, ours against plain autograd.
+"""Memory and time of MedSegDiffNCA, ours against plain autograd, and time against torch.compile of its step.
 
     python benchmarks/denoiser.py saved peak            # bytes kept for backward, and resident peaks (Linux)
     python benchmarks/denoiser.py time                  # a training iteration and a sampled picture, by turns
+    python benchmarks/denoiser.py time --providers kernel eager     # without torch.compile
     python benchmarks/denoiser.py table [RECORD ...]    # the records as DENOISER.md; without names, the newest ones
 
 Each call of the first two appends a record below results/denoiser.
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import peak
 import record
 import torch
-from denoiser_eager import Answers, EagerDenoiser
+from denoiser_eager import Answers, CompiledDenoiser, EagerDenoiser
 from measure import make_call, saved_bytes, time_interleaved
 from torch import nn
 
@@ -46,7 +47,8 @@ NETWORKS = {
     "small": Network("medsegdiff-small"),
     "small-cbam": Network("medsegdiff-small", ("model.attention=true", "model.attention_reduction=4")),
 }
-PROVIDERS = ("kernel", "eager")
+PROVIDERS = ("kernel", "eager")  # of memory
+TIMED = {"kernel": MedSegDiffNCA, "eager": EagerDenoiser, "compile": CompiledDenoiser}
 SAVED = (("plain", 32), ("plain", 64), ("multicbam", 32), ("multicbam", 64), ("small", 64), ("small-cbam", 64))
 PEAKS = (("plain", 128, 1), ("multicbam", 128, 1), ("small", 64, 8), ("small-cbam", 64, 8))
 TIMES = (("plain", 64, 1), ("multicbam", 64, 1), ("small", 64, 8), ("small-cbam", 64, 8))
@@ -56,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", metavar="saved|peak|time|table", help="then, for table, records")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="networks to time")
+    parser.add_argument("--providers", nargs="+", choices=TIMED, default=list(TIMED), help="whom to time")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each call that is timed")
     options = parser.parse_args()
     if options.what[0] == "peak-here":  # what `peak` starts for each figure
@@ -68,7 +71,7 @@ def main() -> None:
     makers: dict[str, Callable[[], Iterable[dict]]] = {
         "saved": saved_rows,
         "peak": peak_rows,
-        "time": lambda: time_rows(options.only, options.seconds),
+        "time": lambda: time_rows(options.only, options.providers, options.seconds),
     }
     if unknown := [what for what in options.what if what not in makers]:
         parser.error(f"what must be saved, peak, time or table; got {unknown[0]!r}")
@@ -97,8 +100,13 @@ def peak_rows() -> Iterable[dict]:
 def peak_here(name: str, provider: str, side: int, batch: int) -> int:
     """The most resident memory of one training iteration beyond parameters and picture; nothing may have run before."""
     module = Answers(build(name, provider))
-    make_call(module, picture(WARM_UP_SIDE, 1), "training")()
-    call = make_call(module, picture(side, batch), "training")
+    small, full = picture(WARM_UP_SIDE, 1), picture(side, batch)
+    return resident_peak(make_call(module, small, "training"), make_call(module, full, "training"))
+
+
+def resident_peak(warm_up: Callable[[], object], call: Callable[[], object]) -> int:
+    """The most resident memory of a call beyond what was there before; `warm_up` is a small one, for the libraries."""
+    warm_up()
     ctypes.CDLL(None).malloc_trim(0)
     before = peak.read_status("VmRSS")
     peak.CLEAR_REFS.write_text(peak.RESET_HIGH_WATER_MARK)
@@ -106,21 +114,37 @@ def peak_here(name: str, provider: str, side: int, batch: int) -> int:
     return peak.read_status("VmHWM") - before
 
 
-def time_rows(names: Iterable[str], seconds: float) -> Iterable[dict]:
-    """Median milliseconds of a training iteration, and of one picture sampled in ten DDIM steps."""
+def time_rows(names: Iterable[str], providers: Iterable[str], seconds: float) -> Iterable[dict]:
+    """Median milliseconds of a training iteration, and of one picture sampled in ten DDIM steps.
+
+    Whoever cannot compile is left out, with the reason in the row.
+    """
     for name, side, batch in TIMES:
         if name not in names:
             continue
-        models = {provider: build(name, provider) for provider in PROVIDERS}
-        calls = {
-            "training": {p: make_call(Answers(m), picture(side, batch), "training") for p, m in models.items()},
-            "sampling": {p: sampling_call(m, picture(side, 1)) for p, m in models.items()},
+        models = {provider: build(name, provider) for provider in providers}
+        calls: dict[tuple[str, int], dict[str, Callable[[], None]]] = {
+            ("training", batch): {
+                p: make_call(Answers(m), picture(side, batch), "training") for p, m in models.items()
+            },
+            ("sampling", 1): {p: sampling_call(m, picture(side, 1)) for p, m in models.items()},
         }
-        for mode, ours in calls.items():
+        for (mode, size), ours in calls.items():
+            if "compile" in ours and (reason := why_not(ours["compile"])):
+                del ours["compile"]
+                yield row(name, "compile", side, size, mode, "ms", None) | {"reason": reason}
             for provider, timing in time_interleaved(ours, seconds=seconds, min_rounds=3, max_rounds=20).items():
-                size = batch if mode == "training" else 1
                 spread = {"value_p20": timing.p20_ms, "value_p80": timing.p80_ms, "rounds": timing.num_rounds}
                 yield row(name, provider, side, size, mode, "ms", timing.p50_ms) | spread
+
+
+def why_not(compiled: Callable[[], None]) -> str | None:
+    """Compile, by calling for the first time; the first line of what was said if that fails."""
+    try:
+        compiled()
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    return None
 
 
 def sampling_call(model: MedSegDiffNCA, image: torch.Tensor) -> Callable[[], None]:
@@ -145,7 +169,7 @@ def build(name: str, provider: str) -> MedSegDiffNCA:
         return ours
     options = {key: getattr(cfg.model, key) for key in ("channels", "hidden", "kernel_sizes", "steps", "scales")}
     options |= {key: getattr(cfg.model, key) for key in ("attention", "attention_reduction", "fire_rate")}
-    other = EagerDenoiser(**options)
+    other = TIMED[provider](**options)
     other.load_state_dict(ours.state_dict())
     return other
 
@@ -165,7 +189,7 @@ def cell_steps(model: MedSegDiffNCA, side: int) -> int:
     return total
 
 
-def row(name: str, provider: str, side: int, batch: int, metric: str, unit: str, value: float) -> dict:
+def row(name: str, provider: str, side: int, batch: int, metric: str, unit: str, value: float | None) -> dict:
     return {
         "network": name,
         "provider": provider,
@@ -178,8 +202,8 @@ def row(name: str, provider: str, side: int, batch: int, metric: str, unit: str,
 
 
 def page(rows: list[dict]) -> str:
-    """The records as a Markdown page; where a figure was measured more than once, the last one counts."""
-    found = {(r["network"], r["provider"], r["side"], r["batch"], r["metric"]): r for r in rows}
+    """The records as a Markdown page."""
+    found = newest(rows)
     made = sorted({f"{r['commit']}{' with changes' if r['dirty'] else ''}, {r['date'][:10]}" for r in rows})
     machines = sorted({f"{r['machine']['cpu']}, {r['machine']['torch_threads']} threads" for r in rows})
     parts = [
@@ -195,10 +219,16 @@ def page(rows: list[dict]) -> str:
         "libraries.",
         peak_table(found),
         "## Time\n\nMedians in milliseconds: a training iteration (forward and backward), and one picture sampled in "
-        "ten DDIM steps, batch 1.",
+        "ten DDIM steps, batch 1. compile is `torch.compile` of one eager step (static shapes, default mode), which a "
+        'loop in Python repeats; the time that compiling takes is left out. "-": not measured.',
         time_table(found),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def newest(rows: Iterable[dict]) -> dict[tuple, dict]:
+    """Rows by what they are about; where a figure was measured more than once, the last one counts."""
+    return {(r["network"], r["provider"], r["side"], r["batch"], r["metric"]): r for r in rows}
 
 
 def saved_table(found: dict) -> str:
@@ -230,15 +260,21 @@ def peak_table(found: dict) -> str:
 
 
 def time_table(found: dict) -> str:
-    lines = []
+    """A figure that there is no row of, or only a reason, is "-"; reasons stand below the table."""
+    lines, reasons = [], []
     for name, side, batch in TIMES:
         for mode, size in (("training", batch), ("sampling", 1)):
-            pair = [found.get((name, p, side, size, mode)) for p in PROVIDERS]
-            if None not in pair:
-                ours, eager = (r["value"] for r in pair)
-                case = f"{name}, {side}x{side}, batch {size}, {mode}"
-                lines.append([case, f"{ours:,.0f}", f"{eager:,.0f}", f"{eager / ours:.2f}"])
-    return markdown("case|kernel|eager|ratio", lines)
+            rows = [found.get((name, provider, side, size, mode), {}) for provider in TIMED]
+            values = [r.get("value") for r in rows]
+            if not any(values):
+                continue
+            case = f"{name}, {side}x{side}, batch {size}, {mode}"
+            ours, *others = values
+            ratios = [f"{other / ours:.2f}" if ours and other else "-" for other in others]
+            lines.append([case, *("-" if value is None else f"{value:,.0f}" for value in values), *ratios])
+            reasons += [f"Not compiled: {case}: {r['reason']}." for r in rows if "reason" in r]
+    table = markdown("case|kernel|eager|compile|eager / kernel|compile / kernel", lines)
+    return "\n\n".join([table, *reasons])
 
 
 def markdown(header: str, lines: list[list[str]]) -> str:

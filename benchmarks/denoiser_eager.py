@@ -1,4 +1,9 @@
-"""MedSegDiffNCA as plain autograd runs it: the layers of the paper one after the other, each keeping what it needs."""
+"""MedSegDiffNCA as plain autograd runs it: the layers of the paper one after the other, each keeping what it needs.
+
+Also with each step compiled.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +38,19 @@ class EagerDenoiser(MedSegDiffNCA):
         hidden = torch.relu(F.linear(perceived, nca.hidden_weight, nca.hidden_bias))
         fires = (torch.rand(*state.shape[:-1], 1, device=state.device) < nca.spec.fire_rate).to(state.dtype)
         return state + F.linear(hidden, nca.out_weight) * fires
+
+
+class CompiledDenoiser(EagerDenoiser):
+    """`torch.compile` of the eager step, for every level and shape of its own; the loop over steps stays in Python.
+
+    The whole rollout, unrolled, takes far longer to compile (see `providers.Compiled`). The first call compiles, and
+    raises RuntimeError where that fails.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        torch.compiler.reset()  # networks come one after the other, and a function may be compiled eight times only
+        self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
 
 
 def attend(x: Tensor, cbam: CBAM) -> Tensor:

@@ -1,10 +1,12 @@
 """What is measured computes the same thing: eager against ours, all cells firing; and what it keeps is what it must."""
 
+import functools
+
 import denoiser
 import pytest
 import record
 import torch
-from denoiser_eager import Answers, EagerDenoiser
+from denoiser_eager import Answers, CompiledDenoiser, EagerDenoiser
 from measure import saved_bytes
 
 from ncaseg.models.medsegdiffnca import MedSegDiffNCA
@@ -36,6 +38,43 @@ def test_eager_is_the_same_network(attention, levels):
     found = [gradients(m, denoiser.picture(16, 2)) for m in pair(EagerDenoiser, attention=attention, **options)]
     for ours, eager in zip(*found, strict=True):
         torch.testing.assert_close(eager, ours, rtol=1e-3, atol=1e-4)
+
+
+# torch's own tracing looks at the gradient of every input.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_one_compiled_step_serves_levels_training_and_sampling(monkeypatch):
+    """Traced as for the compiler, gradients too, but run by torch's own kernels: generating code would take minutes."""
+    compiled = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", compiled)
+    found = []
+    for model in pair(CompiledDenoiser, attention=True):
+        found.append(gradients(model, denoiser.picture(16, 2)))
+        with torch.no_grad():
+            found[-1].append(Answers(model)(denoiser.picture(16, 1)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+
+
+def test_who_cannot_compile_is_left_out_with_the_reason(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("no C++ compiler\nmore")
+
+    def build(_, provider):
+        model = pair(EagerDenoiser, steps=(1, 1))[provider != "kernel"]
+        if provider == "compile":
+            model.step = refuse
+        return model
+
+    monkeypatch.setattr(denoiser, "TIMES", (("small", 16, 2),))
+    monkeypatch.setattr(denoiser, "build", build)
+    monkeypatch.setattr(denoiser, "sampling_call", lambda model, image: functools.partial(Answers(model), image))
+    rows = list(denoiser.time_rows(["small"], denoiser.TIMED, seconds=0.0))
+    modes, providers = ("training", "sampling"), ("compile", "kernel", "eager")
+    expected = [(provider, mode, provider == "compile") for mode in modes for provider in providers]
+    assert [(row["provider"], row["metric"], row["value"] is None) for row in rows] == expected
+    text = denoiser.time_table(denoiser.newest(rows))
+    assert "Not compiled: small, 16x16, batch 2, training: RuntimeError: no C++ compiler." in text
+    assert all(line.endswith(" | - |") and line.count(" - ") == 2 for line in text.splitlines()[2:4])
 
 
 @pytest.mark.parametrize(("attention", "least"), [(False, 3588), (True, 4116)])
