@@ -20,9 +20,14 @@ from ncaseg.data.standard import standardise, unstandardise
 WEIGHTS, ORDER, CROP, FIRE, VALIDATE, AUGMENT, SLICE, TIME, NOISE, BOX = range(10)
 
 
+def mixed(seed: int, *key: int) -> int:
+    """A 63-bit seed: those of different keys name independent streams, equal keys give equal bits."""
+    return int(np.random.SeedSequence((seed, *key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def stream(cfg: TrainConfig, *key: int) -> int:
-    """A 63-bit seed for one purpose: streams of different keys are independent, equal keys give equal bits."""
-    return int(np.random.SeedSequence((cfg.seed, *key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    """The seed for one purpose of a training run."""
+    return mixed(cfg.seed, *key)
 
 
 def steps_per_epoch(num_cases: int, cfg: TrainConfig) -> int:

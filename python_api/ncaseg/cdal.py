@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncaseg.batches import VALIDATE, stream
+from ncaseg.batches import mixed
 from ncaseg.config import CdalConfig, Config
 from ncaseg.data.dataset import CaseStore, Volume
 from ncaseg.diffusion import coarse
 from ncaseg.diffusion.ensemble import normal
-from ncaseg.metrics import hard_dice
 from ncaseg.models.base import Segmenter
 from ncaseg.models.cdal.base import Generator
 from ncaseg.models.cdal.build import CDAL
+from ncaseg.validation import mean_dice
 from ncaseg.windows import mean_of_windows, windows
 
 CELLS_AT_ONCE = 2**18  # of samples that run at once; more of them take turns
@@ -56,7 +56,7 @@ def sample_labels(model: Segmenter, image: Tensor, cfg: Config, *, seed: int, fi
         z = normal(shape, seed=seed, first_sample=first_sample, step=steps + 1 + tau).flatten(0, 1).to(image)
         inputs = (x, torch.full((len(x),), tau, device=x.device), flat_image, z * how.latent_on)
         at_once = max(1, CELLS_AT_ONCE // x[0, 0].numel())
-        found, bits = [], _mixed(seed, tau)  # automata count their own steps from 0 at every tau
+        found, bits = [], mixed(seed, tau)  # automata count their own steps from 0 at every tau
         for first in range(0, len(x), at_once):
             x_part, times, image_part, z_part = (tensor[first : first + at_once] for tensor in inputs)
             number = first_sample * parts + first
@@ -84,7 +84,7 @@ def sample_volume(model: Segmenter, volume: Volume, cfg: Config, samples: int, s
         return sample_members(model, image, cfg, samples, seed)
     size = image.shape[1:]
     found = (
-        (where, sample_members(model, image[(slice(None), *where)], cfg, samples, _mixed(seed, number)))
+        (where, sample_members(model, image[(slice(None), *where)], cfg, samples, mixed(seed, number)))
         for number, where in enumerate(windows(size, cfg.cdal.window, cfg.cdal.overlap))
     )
     return mean_of_windows(found, size)
@@ -105,16 +105,14 @@ def validation_dice(model: Segmenter, volumes: CaseStore, ids: Sequence[str], cf
     """Mean hard Dice of the merged foreground at native geometry of one sample per case; None without cases."""
     how = cfg.cdal
     chosen = ids[: how.validate_cases] if how.validate_cases > 0 else ids
-    device = next(model.parameters()).device
-    scores = []
-    for number, case in enumerate(chosen):
-        volume = volumes[case]
-        image = torch.from_numpy(volume.image)[None].to(device)
-        coded = sample_labels(model, image, cfg, seed=stream(cfg.train, VALIDATE), first_sample=number)
-        found = volume.to_native(decode(coded, how).cpu().numpy())[0]
-        is_found = found.argmax(0) > 0 if cfg.model.has_background else found[0] > 0.5
-        scores.append(hard_dice(is_found, np.asarray(volume.require_label() > 0)))
-    return sum(scores) / len(scores) if scores else None
+
+    def answer(image: Tensor, *, seed: int, first_sample: int) -> Tensor:
+        return decode(sample_labels(model, image, cfg, seed=seed, first_sample=first_sample), how)
+
+    def find(maps: np.ndarray) -> np.ndarray:
+        return maps.argmax(0) > 0 if cfg.model.has_background else maps[0] > 0.5
+
+    return mean_dice(model, volumes, chosen, cfg.train, answer=answer, find=find)
 
 
 def encode(mask: Tensor, cfg: Config) -> Tensor:
@@ -150,8 +148,3 @@ def generator_of(model: Segmenter) -> Generator:
     if not isinstance(model, CDAL):
         raise TypeError(f"model must be a CDAL; got {type(model).__name__}")
     return model.generator
-
-
-def _mixed(seed: int, number: int) -> int:
-    """A seed for one of several things that would draw the same numbers otherwise."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))

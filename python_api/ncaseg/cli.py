@@ -221,7 +221,7 @@ def _reproduce(args: argparse.Namespace) -> None:
     if args.train:
         reproduce.run_missing(paper, args.data, args.out)
     own = [args.out / "runs"] if (args.out / "runs").is_dir() else []
-    finished = runs.find_runs([*own, *args.runs])
+    finished = runs.of_paper(paper, runs.find_runs([*own, *args.runs]))
     written = reproduce.write_tables(paper, finished, args.out, Path(args.paper).stem, args.data)
     print(f"wrote {', '.join(map(str, written))} from {len(finished)} finished runs")
     missing = [] if args.data is None else reproduce.missing_runs(paper, args.data, finished)

@@ -23,9 +23,7 @@ from ncaseg.models.base import Segmenter
 from ncaseg.protocols import CDAL
 from ncaseg.score_labels import answer, score_protocols
 from ncaseg.score_samples import format_protocols, score_samples
-from ncaseg.scores import METRICS, assemble, sample_deviation, summarise
-
-CLASS_METRICS = (*METRICS, "precision", "sensitivity")
+from ncaseg.scores import METRICS, assemble, deviation, mean, sample_deviation, summarise_groups
 
 
 def find_labelled_cases(
@@ -122,8 +120,10 @@ def score_cases(
     if "protocols" in rows[0]:
         conditions[CDAL] = "foreground alone on the network's grid, label by nearest neighbour; both empty: one"
     result = assemble(model, cfg, rows, conditions, name=name, samples=samples, seed=seed)
-    result |= _over_cases(rows, "classes")
-    return result | (_over_cases(rows, "protocols") if "protocols" in rows[0] else {})
+    for key in (key for key in ("classes", "protocols") if key in rows[0]):
+        groups = [row[key] for row in rows]
+        result |= {key: summarise_groups(groups, mean), f"{key}_std": summarise_groups(groups, sample_deviation)}
+    return result
 
 
 def compare_samples(scores: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def compare_samples(scores: Mapping[str, Any], other: Mapping[str, Any]) -> dict
     for metric in METRICS:
         pairs = [(a[metric], b[metric]) for a, b in zip(scores["cases"], other["cases"], strict=True)]
         points = [100 * (a - b) for a, b in pairs if a is not None and b is not None]
-        gain[metric] = {"mean": float(np.mean(points)), "std": float(np.std(points))} if points else None
+        gain[metric] = {"mean": mean(points), "std": deviation(points)} if points else None
     return {"samples": other["samples"], "mean": other["mean"], "std": other["std"], "gain": gain}
 
 
@@ -200,15 +200,6 @@ def write_csv(scores: Mapping[str, Any], path: str | Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _over_cases(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[str, Any]]:
-    """Means and deviations (n - 1) over the cases of what every case has under a key: name to scores."""
-    columns = {name: [row[key][name] for row in rows] for name in rows[0][key]}
-    return {
-        key: {name: summarise(column, column[0], np.mean) for name, column in columns.items()},
-        f"{key}_std": {name: sample_deviation(column, column[0]) for name, column in columns.items()},
-    }
 
 
 def _overlap(mask: np.ndarray, probability: np.ndarray, truth: np.ndarray, empty: str) -> dict[str, float | None]:

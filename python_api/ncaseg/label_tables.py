@@ -9,32 +9,31 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 
 from ncaseg import config
-from ncaseg.markdown import table, text
+from ncaseg.markdown import conditions, table, text
 from ncaseg.models.cdal.build import build_discriminator
 from ncaseg.paper import Paper, PlannedRun
-from ncaseg.runs import Run, changed_budget, describe_other, num_parameters
+from ncaseg.runs import Run, changed_budget, num_parameters
+from ncaseg.scores import mean, sample_deviation
 
-KIND = "cdal"
 NOT_RUN = "not run"
 
 
 def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
     """`tables` (the paper's rows, ours beside), `effort`, `others` (runs outside of the plan), `runs` (conditions).
 
-    Only runs of cDAL are taken. Plain values; scores in percent, each a mean and a deviation or None.
+    Plain values; scores in percent, each a mean and a deviation or None. All runs are the paper's, see
+    `ncaseg.runs.of_paper`.
     """
-    ours = [run for run in runs if run.cfg.model.kind == KIND]
     planned = {entry.id: entry for entry in paper.plan}
-    taken = {run.folder for run in ours for entry in paper.plan if changed_budget(entry, run.cfg) is not None}
+    taken = {run.folder for run in runs for entry in paper.plan if changed_budget(entry, run.cfg) is not None}
     return {
-        "tables": [_one_table(printed, planned, ours) for printed in paper.tables],
-        "effort": [_effort(entry, ours) for entry in paper.plan if not entry.overrides],
-        "others": [_other(run) for run in ours if run.folder not in taken],
-        "runs": [_conditions(run) for run in ours],
+        "tables": [_one_table(printed, planned, runs) for printed in paper.tables],
+        "effort": [_effort(entry, runs) for entry in paper.plan if not entry.overrides],
+        "others": [_other(run) for run in runs if run.folder not in taken],
+        "runs": [_conditions(run) for run in runs],
     }
 
 
@@ -48,10 +47,7 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
     if tables["others"]:
         header = ["run", "parameters", "Dice, merged", "Dice of each label", "E-CDAL Dice", "E-CDAL mIoU"]
         parts += ["\n## Runs with other settings\n", table(header, [_show_other(row) for row in tables["others"]])]
-    conditions = [[text(value) for value in row.values()] for row in tables["runs"]]
-    parts += ["\n## Conditions of our runs\n"]
-    parts += [table(list(tables["runs"][0]), conditions) if conditions else "No finished run was found."]
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, conditions(tables["runs"])]) + "\n"
 
 
 def _one_table(printed: Mapping[str, Any], planned: Mapping[str, PlannedRun], runs: Sequence[Run]) -> dict[str, Any]:
@@ -91,9 +87,8 @@ def _rows(
 def _over_runs(runs: Sequence[Run], path: Sequence[str]) -> list[float | None] | None:
     """Mean and deviation (n - 1) over runs of one score in percent; no deviation of one run, None without a score."""
     values = [value for run in runs if (value := _score(run.scores, path)) is not None]
-    if not values:
-        return None
-    return [100 * float(np.mean(values)), 100 * float(np.std(values, ddof=1)) if len(values) > 1 else None]
+    found = (mean(values), sample_deviation(values))
+    return [None if value is None else 100 * value for value in found] if values else None
 
 
 def _score(scores: Any, path: Sequence[str]) -> float | None:
@@ -138,7 +133,7 @@ def _other(run: Run) -> dict[str, Any]:
     scores = run.scores
     dice = {label: _score(entry, ["hard_dice"]) for label, entry in scores.get("classes", {}).items()}
     return {
-        "run": describe_other(run),
+        "run": f"{run.folder.name}: {run.title}",
         "parameters": run.num_parameters,
         "merged": scores["mean"]["hard_dice"],
         "classes": {label: value for label, value in dice.items() if value is not None},

@@ -1,6 +1,6 @@
 """Tables as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -23,3 +23,14 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "unknown" if value is None else str(value)
+
+
+def percent(rate: float | None) -> str:
+    """A share as the text of a cell."""
+    return "-" if rate is None else f"{100 * rate:.1f} %"
+
+
+def conditions(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The section on the conditions of our runs, given as plain values of the same names."""
+    rows = [[text(value) for value in run.values()] for run in runs]
+    return "\n## Conditions of our runs\n\n" + (table(list(runs[0]), rows) if rows else "No finished run was found.")

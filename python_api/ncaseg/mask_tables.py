@@ -13,9 +13,9 @@ from ncaseg import config, protocols
 from ncaseg.checkpoint import load_model
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import find_cases
-from ncaseg.markdown import table, text
+from ncaseg.markdown import conditions, table
 from ncaseg.paper import Paper, PlannedRun
-from ncaseg.runs import Run, describe_other, is_planned, num_parameters
+from ncaseg.runs import Run, is_planned, num_parameters
 from ncaseg.strip import draw_strip
 
 TABLE_1 = "table 1"
@@ -26,16 +26,15 @@ PICTURES_PER_RUN = 3
 def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
     """`comparison` (the paper's rows, ours beside), `groups` (further ones of the plan), `others`, `floors`, `runs`.
 
-    Only runs of MedSegDiffNCA and its control are taken. Plain values.
+    Plain values. All runs are the paper's, see `ncaseg.runs.of_paper`.
     """
-    ours = [run for run in runs if _is_ours(run)]
     planned_groups = dict.fromkeys(planned.group for planned in paper.plan if planned.group != TABLE_1)
     return {
-        "comparison": [_beside(row, paper, ours) for row in paper.comparison["rows"]],
-        "groups": {group: [_planned_row(p, ours) for p in paper.plan if p.group == group] for group in planned_groups},
-        "others": [_other(run) for run in ours if not any(is_planned(planned, run.cfg) for planned in paper.plan)],
-        "floors": [{"run": run.folder.name, **run.scores["floors"]} for run in ours if "floors" in run.scores],
-        "runs": [_conditions(run) for run in ours],
+        "comparison": [_beside(row, paper, runs) for row in paper.comparison["rows"]],
+        "groups": {group: [_planned_row(p, runs) for p in paper.plan if p.group == group] for group in planned_groups},
+        "others": [_other(run) for run in runs if not any(is_planned(planned, run.cfg) for planned in paper.plan)],
+        "floors": [{"run": run.folder.name, **run.scores["floors"]} for run in runs if "floors" in run.scores],
+        "runs": [_conditions(run) for run in runs],
     }
 
 
@@ -61,10 +60,7 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
         rows = [[row["run"], *(_pair(row.get(name)) for name in names)] for row in tables["floors"]]
         parts += ["\n## What needs no model\n\nDice / IoU on the pictures that the run was scored on.\n"]
         parts += [table(["run", *names], rows)]
-    parts += ["\n## Conditions of our runs\n"]
-    conditions = [[text(value) for value in row.values()] for row in tables["runs"]]
-    parts += [table(list(tables["runs"][0]), conditions) if conditions else "No finished run was found."]
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, conditions(tables["runs"])]) + "\n"
 
 
 OURS = ("parameters, ours", "Dice E-CLEAN", "IoU E-CLEAN", "Dice E-AUTHOR", "IoU E-AUTHOR")
@@ -133,13 +129,9 @@ def _conditions(run: Run) -> dict[str, Any]:
     }
 
 
-def _is_ours(run: Run) -> bool:
-    return run.cfg.model.kind in ("medsegdiff", "medsegdiff_oneshot")
-
-
 def _other(run: Run) -> dict[str, Any]:
-    """A run that is not in the plan, by its folder, its recipe and what it changes of it."""
-    return _numbers(run) | {"variant": describe_other(run)}
+    """A run that is not in the plan."""
+    return _numbers(run) | {"variant": f"{run.folder.name}: {run.title}"}
 
 
 def _cells(row: Mapping[str, Any] | None) -> list[str]:

@@ -7,12 +7,11 @@ one cell on Z. Everything random is a function of a seed, the number of the samp
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ncaseg import ensemble
-from ncaseg.batches import FIRE, NOISE, TIME, VALIDATE, stream
+from ncaseg.batches import FIRE, NOISE, TIME, stream
 from ncaseg.config import Config, DiffusionConfig
 from ncaseg.data.dataset import CaseStore, Volume
 from ncaseg.diffusion import objective, sampler
@@ -20,9 +19,9 @@ from ncaseg.diffusion.ensemble import normal
 from ncaseg.diffusion.losses import answer_loss, painted_loss
 from ncaseg.diffusion.sampler import Watch
 from ncaseg.diffusion.schedule import Schedule, make_schedule
-from ncaseg.metrics import hard_dice
 from ncaseg.models.base import Segmenter
 from ncaseg.models.medsegdiffnca import MedSegDiffNCA
+from ncaseg.validation import mean_dice
 
 TIME_BINS = 5
 BIN_COLUMNS = tuple(f"x0_error_{i}" for i in range(TIME_BINS))  # from the least noise to the most
@@ -137,15 +136,11 @@ def validation_dice(model: Segmenter, volumes: CaseStore, ids: Sequence[str], cf
     how = cfg.diffusion
     short = quick(how)
     chosen = ids[: how.validate_cases] if how.validate_cases > 0 else ids
-    device = next(model.parameters()).device
-    scores = []
-    for number, case in enumerate(chosen):
-        volume = volumes[case]
-        image = torch.from_numpy(volume.image)[None].to(device)
-        mask = sample_masks(model, image, short, seed=stream(cfg.train, VALIDATE), first_sample=number)
-        found = volume.to_native(decode(mask, how).cpu().numpy())[0, 0] > 0.5
-        scores.append(hard_dice(found, np.asarray(volume.require_label() > 0)))
-    return sum(scores) / len(scores) if scores else None
+
+    def answer(image: Tensor, *, seed: int, first_sample: int) -> Tensor:
+        return decode(sample_masks(model, image, short, seed=seed, first_sample=first_sample), how)
+
+    return mean_dice(model, volumes, chosen, cfg.train, answer=answer, find=lambda maps: maps[0] > 0.5)
 
 
 def quick(how: DiffusionConfig) -> DiffusionConfig:

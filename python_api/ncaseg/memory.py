@@ -103,7 +103,7 @@ def adversarial_bytes(cfg: Config, samples: int, size: tuple[int, ...]) -> int:
         model = build_generator(cfg.model, cfg.cdal)
         discriminator = build_discriminator(cfg.model, cfg.cdal)
         x, tau = torch.empty(1, model.label_channels, *size), torch.zeros(1)
-        image, z = torch.empty(1, model.image_channels, *size), torch.empty(1, model.latent)
+        image, z = torch.empty(1, model.image_channels, *size), torch.empty(1, model.latent) if model.latent else None
     kept = kept_bytes(lambda: model(x, tau, image, z))
     weights = sum(p.numel() for p in model.parameters())
     if discriminator is not None:

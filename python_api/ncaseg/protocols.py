@@ -4,14 +4,14 @@ They give different numbers for the same samples: say which one a number comes f
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
 
 from ncaseg import metrics
 
-CLEAN, AUTHOR, CDAL = "E-CLEAN", "E-AUTHOR", "E-CDAL"
+AUTHOR, CDAL = "E-AUTHOR", "E-CDAL"
 AUTHOR_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 LEAST_JACCARD = 0.65  # below it a case counts as failed in the challenge ISIC 2018, task 1
 LEVELS = 256
@@ -75,42 +75,6 @@ def e_cdal(probability: np.ndarray, truth: np.ndarray) -> Scores:
     """
     found = probability > 0.5
     return {"dice": metrics.hard_dice(found, truth), "iou": metrics.iou(found, truth)}
-
-
-def e_cdal_classes(labels: np.ndarray, truth: np.ndarray, values: Iterable[int]) -> dict[str, Scores]:
-    """cDAL's scores of one volume, per class; the background is no class.
-
-    Args:
-        labels: ``[*S]`` label values that were found.
-        truth: ``[*S]`` true label values.
-        values: of the classes.
-
-    Returns:
-        For each value as text: ``dice``, ``precision`` and ``sensitivity``.
-    """
-    masks = {str(value): (labels == value, truth == value) for value in values}
-    scores = {"dice": metrics.hard_dice, "precision": metrics.precision, "sensitivity": metrics.sensitivity}
-    return {name: {key: score(*pair) for key, score in scores.items()} for name, pair in masks.items()}
-
-
-def over_folds(folds: Sequence[Mapping[str, float]]) -> dict[str, Scores]:
-    """``mean`` and ``std`` over folds of each score, the deviation being that of a sample (n - 1).
-
-    Args:
-        folds: the means of every fold, all with the same names.
-
-    Raises:
-        ValueError: fewer than two folds, or scores of different names.
-    """
-    if len(folds) < 2:
-        raise ValueError(f"folds must be at least two for a deviation; got {len(folds)}")
-    if any(fold.keys() != folds[0].keys() for fold in folds):
-        raise ValueError(f"folds must have scores of the same names; got {[sorted(fold) for fold in folds]}")
-    columns = {key: [fold[key] for fold in folds] for key in folds[0]}
-    return {
-        "mean": {key: float(np.mean(values)) for key, values in columns.items()},
-        "std": {key: float(np.std(values, ddof=1)) for key, values in columns.items()},
-    }
 
 
 def check_means(dice: float, overlap: float) -> None:

@@ -16,6 +16,7 @@ from ncaseg.artifacts import CLEAN, KINDS
 from ncaseg.charts import draw_scatter
 from ncaseg.data.index import Case
 from ncaseg.files import write_text
+from ncaseg.markdown import percent
 from ncaseg.measure import METRICS, Ensemble, Row, flag_of, measure, write_table
 from ncaseg.provenance import describe
 from ncaseg.quality import RATES, TARGET_DICE, calibrate, detect, is_flagged
@@ -144,7 +145,7 @@ def format_detection(detection: Mapping[str, Any]) -> str:
     lines = [f"{'volumes':<10}" + "".join(f"{name:>6}" for name in names) + "".join(f"  {rate}" for rate in RATES)]
     for kind, counts in detection["counts"].items():
         numbers = "".join(f"{counts[name]:>6}" for name in names)
-        lines.append(f"{kind:<10}{numbers}" + "".join(f"  {_percent(counts[rate]):>{len(rate)}}" for rate in RATES))
+        lines.append(f"{kind:<10}{numbers}" + "".join(f"  {percent(counts[rate]):>{len(rate)}}" for rate in RATES))
     lines.append(f"positive: flagged, {detection['flag']}; true: failed, {detection['failure']}")
     return "\n".join(lines + [f"{name} = {text}" for name, text in detection["definitions"].items()])
 
@@ -237,7 +238,3 @@ def _dices(rows: Sequence[Row], metric: str) -> list[float | None]:
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
     return [getattr(row, metric) for row in rows]
-
-
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{100 * rate:.1f} %"

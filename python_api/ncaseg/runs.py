@@ -14,7 +14,7 @@ from ncaseg import config
 from ncaseg.config import Config
 from ncaseg.data.split import Split, load_split
 from ncaseg.models import build_model
-from ncaseg.paper import PlannedRun
+from ncaseg.paper import Paper, PlannedRun
 
 # What tells two runs of one experiment apart, or changes no result: not a reason to call them different.
 FREE_KEYS = {
@@ -55,6 +55,11 @@ class Run:
             return []
         return significant_differences(config.load_recipe(self.cfg.name), self.cfg)
 
+    @property
+    def title(self) -> str:
+        """Its recipe and what it changes of that."""
+        return self.cfg.name + (f" ({'; '.join(self.changes)})" if self.changes else "")
+
     def conditions(self) -> dict[str, Any]:
         """What its numbers hold under, as plain values."""
         made = self.scores.get("made", {})
@@ -94,6 +99,13 @@ def find_runs(folders: Iterable[str | Path]) -> list[Run]:
     return [_read(place) for place in found.values()]
 
 
+def of_paper(paper: Paper, runs: Iterable[Run]) -> list[Run]:
+    """The runs of the kinds of model that the paper's plan has: its own and their baselines."""
+    recipes = (_recipe_of(planned) for planned in paper.plan)
+    kinds = {cfg.model.kind for cfg in recipes if cfg is not None}
+    return [run for run in runs if run.cfg.model.kind in kinds]
+
+
 def significant_differences(old: Config, new: Config) -> list[str]:
     """Differences between two recipes that make them different experiments."""
     return [line for line in config.differences(old, new) if line.partition(":")[0] not in FREE_KEYS]
@@ -106,23 +118,25 @@ def is_planned(planned: PlannedRun, cfg: Config) -> bool:
 
 def changed_budget(planned: PlannedRun, cfg: Config) -> list[str] | None:
     """What a recipe changes of the length of a planned run; None if it changes anything else that matters."""
-    try:
-        changes = significant_differences(config.load_recipe(planned.recipe, planned.overrides), cfg)
-    except FileNotFoundError:  # a recipe that this installation does not have
+    recipe = _recipe_of(planned)
+    if recipe is None:
         return None
+    changes = significant_differences(recipe, cfg)
     return changes if all(line.partition(":")[0] in BUDGET_KEYS for line in changes) else None
-
-
-def describe_other(run: Run) -> str:
-    """A run that no plan has: its folder, its recipe and what it changes of that."""
-    changed = f" ({'; '.join(run.changes)})" if run.changes else ""
-    return f"{run.folder.name}: {run.cfg.name}{changed}"
 
 
 def num_parameters(cfg: Config) -> int:
     """Parameters of the model that a recipe describes (of cDAL: its generator), counted without making the weights."""
     with torch.device("meta"):
         return sum(p.numel() for p in build_model(cfg.model, cfg.cdal).parameters())
+
+
+def _recipe_of(planned: PlannedRun) -> Config | None:
+    """None where this installation does not have the recipe."""
+    try:
+        return config.load_recipe(planned.recipe, planned.overrides)
+    except FileNotFoundError:
+        return None
 
 
 def _read(folder: Path) -> Run:

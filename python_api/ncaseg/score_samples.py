@@ -18,7 +18,7 @@ from ncaseg.data.standard import unstandardise
 from ncaseg.diffusion.ensemble import summarise
 from ncaseg.ensemble import DEFAULT_RULE
 from ncaseg.models.base import Segmenter
-from ncaseg.scores import assemble
+from ncaseg.scores import assemble, mean, summarise_groups
 
 
 def score_samples(
@@ -67,7 +67,7 @@ def score_samples(
     }
     result = assemble(model, cfg, rows, conditions, name=name, samples=samples, seed=seed)
     protocols.check_means(result["mean"]["hard_dice"], result["mean"]["iou"])
-    return result | {"classes": {}, "protocols": _means([row["protocols"] for row in rows])}
+    return result | {"classes": {}, "protocols": summarise_groups([row["protocols"] for row in rows], mean)}
 
 
 def score_case(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def score_case(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed
     }
 
 
-def score_floors(cfg: Config, cases: Sequence[Case], known: Sequence[Case] = ()) -> dict[str, protocols.Scores]:
+def score_floors(cfg: Config, cases: Sequence[Case], known: Sequence[Case] = ()) -> dict[str, dict[str, float | None]]:
     """What needs no model, scored as E-CLEAN on the network's grid.
 
     Args:
@@ -124,7 +124,7 @@ def score_floors(cfg: Config, cases: Sequence[Case], known: Sequence[Case] = ())
             masks["constant"] = constant
         truth = grid_truth(volume) > 0.5
         rows.append({key: protocols.e_clean(mask.astype(np.float32), truth) for key, mask in masks.items()})
-    return _means(rows)
+    return summarise_groups(rows, mean)
 
 
 def grid_truth(volume: Volume) -> np.ndarray:
@@ -147,8 +147,3 @@ def format_protocols(scores: Mapping[str, Mapping[str, float]]) -> str:
     width = max(map(len, scores))
     shown = {name: ", ".join(f"{key} {value:.4f}" for key, value in row.items()) for name, row in scores.items()}
     return "\n".join(f"{name:<{width}}  {text}" for name, text in shown.items())
-
-
-def _means(rows: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, protocols.Scores]:
-    names = rows[0]
-    return {name: {key: float(np.mean([row[name][key] for row in rows])) for key in names[name]} for name in names}

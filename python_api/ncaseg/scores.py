@@ -43,8 +43,8 @@ def assemble(
         "samples": samples,
         "seed": seed,
         "num_cases": len(rows),
-        "mean": summarise(rows, METRICS, np.mean),
-        "std": summarise(rows, METRICS, np.std),
+        "mean": summarise(rows, METRICS, mean),
+        "std": summarise(rows, METRICS, deviation),
         "conditions": {
             "foreground": "every label above 0, merged",
             "averaging": "one score per case, then the mean over cases; std is the population's, classes_std and "
@@ -52,21 +52,36 @@ def assemble(
             **conditions,
         },
         "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds_per_case": float(np.mean([row["seconds"] for row in rows])),
+        "seconds_per_case": mean([row["seconds"] for row in rows]),
         "made": describe(),
         "cases": list(rows),
     }
 
 
 def summarise(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str], reduce: Callable[[list[float]], Any]
+    rows: Sequence[Mapping[str, Any]], names: Iterable[str], reduce: Callable[[list[float]], float | None]
 ) -> dict[str, float | None]:
-    """Mean or deviation of each metric over the rows that have it; None where no row has."""
-    columns = {name: [row[name] for row in rows if row[name] is not None] for name in names}
-    return {name: float(reduce(values)) if values else None for name, values in columns.items()}
+    """What `reduce` makes of each metric, given its values in the rows that have it."""
+    return {name: reduce([row[name] for row in rows if row[name] is not None]) for name in names}
 
 
-def sample_deviation(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float | None]:
-    """The deviation of a sample (n - 1) of each metric over the rows that have it; None where fewer than two have."""
-    columns = {name: [row[name] for row in rows if row[name] is not None] for name in names}
-    return {name: float(np.std(values, ddof=1)) if len(values) > 1 else None for name, values in columns.items()}
+def summarise_groups(
+    rows: Sequence[Mapping[str, Mapping[str, Any]]], reduce: Callable[[list[float]], float | None]
+) -> dict[str, dict[str, float | None]]:
+    """`summarise` for rows of several groups of metrics, such as classes or protocols: group to metric to number."""
+    return {name: summarise([row[name] for row in rows], metrics, reduce) for name, metrics in rows[0].items()}
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """None where there is no value."""
+    return float(np.mean(values)) if values else None
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation of a population; None where there is no value."""
+    return float(np.std(values)) if values else None
+
+
+def sample_deviation(values: Sequence[float]) -> float | None:
+    """The standard deviation of a sample (n - 1); None where there are fewer than two values."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None

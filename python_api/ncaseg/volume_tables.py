@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ncaseg.markdown import table, text
+from ncaseg.markdown import conditions, percent, table
 from ncaseg.paper import VARIANTS, Paper
 from ncaseg.runs import Run, is_planned
 
 
 def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
-    """The tables `comparison`, `ablation`, `quality` as lists of rows of plain values; `runs` are their conditions."""
+    """The tables `comparison`, `ablation`, `quality` as lists of rows of plain values; `runs` are their conditions.
+
+    All runs are the paper's, see `ncaseg.runs.of_paper`.
+    """
     return {
         "comparison": _comparison(paper, runs),
         "ablation": _ablation(paper, runs),
@@ -35,12 +38,11 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
     ]
     rates = ("detection_rate", "false_negative_rate", "missed_of_passed")
     quality = [
-        [row["task"], row["source"], *(_percent(row.get(rate)) for rate in rates), _confusion(row.get("counts"))]
+        [row["task"], row["source"], *(percent(row.get(rate)) for rate in rates), _confusion(row.get("counts"))]
         for row in tables["quality"]
     ]
-    conditions = [
-        [_dice(value) if key.endswith("_dice") else text(value) for key, value in entry.items()]
-        for entry in tables["runs"]
+    runs = [
+        {key: _dice(value) if key.endswith("_dice") else value for key, value in run.items()} for run in tables["runs"]
     ]
     variants = [f"{v.replace('_', ' ')}, {who}" for v in VARIANTS for who in ("paper", "ours")]
     parts = [
@@ -52,8 +54,7 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
         table(["", *variants], ablation),
         f"\n## Quality control\n\nPaper: {paper.quality['source']}.\n",
         table(["task", "", "detected TP/(TP+FN)", "FN/all", "FN/(FN+TN)", "TP/FP/FN/TN"], quality),
-        "\n## Conditions of our runs\n",
-        table(list(tables["runs"][0]), conditions) if conditions else "No finished run was found.",
+        conditions(runs),
     ]
     return "\n".join(parts) + "\n"
 
@@ -64,9 +65,8 @@ def _comparison(paper: Paper, runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in runs:
         task = next((task for task in paper.tasks if task in run.cfg.name), None)
         if task is not None:
-            changed = f" ({'; '.join(run.changes)})" if run.changes else ""
             numbers = [*run.conditions()[paper.metric], run.num_parameters]
-            rows.append({"model": f"**ours**: {run.cfg.name}{changed}", **absent, task: numbers})
+            rows.append({"model": f"**ours**: {run.title}", **absent, task: numbers})
     if not any(row["model"].startswith("**ours**") for row in rows):
         rows.append({"model": "**ours**", **absent})
     return [absent | row for row in rows]
@@ -125,10 +125,6 @@ def _dice(numbers: Sequence[float] | None) -> str:
 
 def _count(numbers: Sequence[float] | None) -> str:
     return "-" if numbers is None else f"{int(numbers[2]):,}"
-
-
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{100 * rate:.1f} %"
 
 
 def _confusion(counts: Mapping[str, int] | None) -> str:

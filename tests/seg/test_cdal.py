@@ -370,7 +370,7 @@ def test_windows_are_sampled_apart_and_averaged(pictures):
     assert found.shape == (2, 1, 16, 16, 1)
     image = torch.from_numpy(volume.image)
     first, second = (
-        cdal.sample_members(model, image[:, start : start + 8], cfg, 2, cdal._mixed(0, number))
+        cdal.sample_members(model, image[:, start : start + 8], cfg, 2, batches.mixed(0, number))
         for number, start in enumerate((0, 4))
     )
     torch.testing.assert_close(found[:, :, :4], first[:, :, :4])

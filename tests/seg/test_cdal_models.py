@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ncaseg.models.cdal.attention import attention_map
-from ncaseg.models.cdal.discriminator import Discriminator, append_spread
+from ncaseg.models.cdal.discriminator import Discriminator, append_deviation
 from ncaseg.models.cdal.layers import AdaptiveNorm, LatentMap, embed_time, smooth, smooth_down, smooth_up
 from ncaseg.models.cdal.library import LibraryGenerator
 from ncaseg.models.cdal.ncsnpp import NCSNpp, ResBlock, SelfAttention
@@ -237,12 +237,12 @@ def test_gradient_penalty_can_be_differentiated(ndim):
 
 def test_spread_over_a_group_by_hand():
     h = torch.tensor([1.0, 2.0, 3.0, 6.0]).reshape(4, 1, 1, 1).expand(4, 2, 3, 3)
-    got = append_spread(h)
+    got = append_deviation(h)
     assert got.shape == (4, 3, 3, 3) and torch.equal(got[:, :2], h)
     assert torch.allclose(got[:, 2], torch.tensor([1.0, 2.0, 3.0, 6.0]).std(correction=0))
-    eight = append_spread(torch.arange(8.0).reshape(8, 1, 1, 1))[:, 1, 0, 0]  # samples 0, 2, 4, 6 and 1, 3, 5, 7
+    eight = append_deviation(torch.arange(8.0).reshape(8, 1, 1, 1))[:, 1, 0, 0]  # samples 0, 2, 4, 6 and 1, 3, 5, 7
     assert torch.allclose(eight, torch.tensor([0.0, 2.0, 4.0, 6.0]).std(correction=0))
-    assert append_spread(torch.randn(5, 1, 2, 2))[:, 1].max() < 1e-3  # five samples: groups of one
+    assert append_deviation(torch.randn(5, 1, 2, 2))[:, 1].max() < 1e-3  # five samples: groups of one
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -305,3 +305,18 @@ def test_library_generator_behaves_like_the_other(ndim):
         assert not torch.allclose(net(*changed), out, atol=1e-3)
     torch.testing.assert_close(net(*(t[:1] for t in given)), out[:1], atol=1e-5, rtol=1e-4)
     assert net(*inputs(ndim, size=7)).shape[2:] == (7,) * ndim
+
+
+@pytest.mark.parametrize("kind", [NCSNpp, LibraryGenerator])
+def test_wrong_inputs_are_named(kind):
+    if kind is LibraryGenerator:
+        pytest.importorskip("monai.networks.nets.diffusion_model_unet")
+        pytest.importorskip("einops")
+    net = on_meta(kind, ndim=2, label_channels=2, image_channels=1, **TINY)
+    x, tau, image, z = inputs()
+    with pytest.raises(ValueError, match=r"x must have shape \[B, 2, X, Y\]; got \(4, 1, 8, 8\)"):
+        net(x[:, :1], tau, image, z)
+    with pytest.raises(ValueError, match=r"image must have shape \(4, 1, 8, 8\); got \(4, 1, 8, 7\)"):
+        net(x, tau, image[..., 1:], z)
+    with pytest.raises(ValueError, match=r"z must have shape \(4, 6\); got None"):
+        net(x, tau, image, None)

@@ -12,7 +12,7 @@ from ncaseg.data.lesions import write_lesions
 from ncaseg.data.split import Split, save_split
 from ncaseg.models.cdal.build import build_discriminator
 from ncaseg.paper import load_paper
-from ncaseg.runs import find_runs
+from ncaseg.runs import find_runs, of_paper
 
 TINY = [
     "model.in_channels=3",
@@ -58,7 +58,7 @@ def paper():
 
 
 def show(paper, folder):
-    return label_tables.to_markdown(paper, label_tables.make_tables(paper, find_runs([folder])))
+    return label_tables.to_markdown(paper, label_tables.make_tables(paper, of_paper(paper, find_runs([folder]))))
 
 
 def test_without_runs_the_tables_say_so(paper, tmp_path):

@@ -11,7 +11,7 @@ from ncaseg.data.lesions import write_lesions
 from ncaseg.data.split import make_split, save_split
 from ncaseg.models import build_model
 from ncaseg.paper import load_paper
-from ncaseg.runs import find_runs
+from ncaseg.runs import find_runs, of_paper
 
 TINY = [
     "model.channels=8",
@@ -64,7 +64,7 @@ def test_runs_stand_where_they_belong(paper, tmp_path):
     write_run(tmp_path / "c", "medsegdiff-ablation", ["train.lr=0.5"], dice=0.11)
     write_run(tmp_path / "d", "m3d-hippocampus", dice=0.9)
     write_run(tmp_path / "e", "medsegdiff-ours", dice=0.7)
-    tables = mask_tables.make_tables(paper, find_runs([tmp_path]))
+    tables = mask_tables.make_tables(paper, of_paper(paper, find_runs([tmp_path])))
     assert [row["run"] for row in tables["runs"]] == ["a", "b", "c", "e"]
     text = mask_tables.to_markdown(paper, tables)
     ours = "412,236 | 0.8500 ± 0.0200 | 0.8400 ± 0.0100 | 0.5000 | 0.4000 |"

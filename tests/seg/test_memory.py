@@ -138,3 +138,5 @@ def test_adversarial_networks_are_asked_what_they_keep():
     assert both > memory.step_bytes(alone, (256, 256, 1))
     small = config.load_recipe("cdal-hippocampus-small")
     assert memory.step_bytes(small, (40, 50, 40)) == memory.step_bytes(small, (35, 60, 32))  # boxes of one size
+    plain = config.load_recipe("cdal-hippocampus-small", ["cdal.latent=0"])
+    assert memory.step_bytes(plain, (40, 50, 40)) < memory.step_bytes(small, (40, 50, 40))

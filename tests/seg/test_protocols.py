@@ -70,29 +70,3 @@ def test_cdal_scores_the_foreground_of_one_picture():
     assert protocols.e_cdal(np.zeros((8, 8)), truth) == {"dice": 0.0, "iou": 0.0}
     assert protocols.e_cdal(np.where(truth, 0.51, 0.5), truth) == {"dice": 1.0, "iou": 1.0}
     assert protocols.e_cdal(np.where(truth, 0.0, 1.0), truth) == {"dice": 0.0, "iou": 0.0}
-
-
-def test_cdal_scores_each_class_of_a_volume():
-    truth = np.array([0, 1, 1, 1, 2, 2])
-    found = np.array([1, 1, 1, 2, 2, 0])
-    scores = protocols.e_cdal_classes(found, truth, (1, 2))
-    assert scores["1"] == {
-        "dice": pytest.approx(4 / 6),
-        "precision": pytest.approx(2 / 3),
-        "sensitivity": pytest.approx(2 / 3),
-    }
-    assert scores["2"] == {"dice": 0.5, "precision": 0.5, "sensitivity": 0.5}
-
-
-def test_deviation_over_folds_is_that_of_a_sample():
-    # IoU and Dice of cDAL's three folds of chest X-rays, in percent; the population's deviations are 0.80 and 0.45.
-    pairs = [(94.01, 96.88), (92.06, 95.79), (93.05, 96.38)]
-    result = protocols.over_folds([{"iou": overlap, "dice": dice} for overlap, dice in pairs])
-    assert result["mean"] == {"iou": pytest.approx(93.04), "dice": pytest.approx(96.35)}
-    assert result["std"]["iou"] == pytest.approx(0.975, abs=0.001) and result["std"]["dice"] == pytest.approx(
-        0.546, abs=0.001
-    )
-    with pytest.raises(ValueError, match="folds must be at least two"):
-        protocols.over_folds([{"dice": 1.0}])
-    with pytest.raises(ValueError, match="folds must have scores of the same names"):
-        protocols.over_folds([{"dice": 1.0}, {"iou": 1.0}])

@@ -1,10 +1,12 @@
 """Tables from printed numbers and finished runs; a tiny plan run for real, interrupted and repeated."""
 
+import itertools
 import json
 
 import pytest
 
 from ncaseg import reproduce, volume_tables
+from ncaseg.cli import main
 from ncaseg.config import load_recipe, to_toml
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import make_split, save_split
@@ -12,17 +14,22 @@ from ncaseg.paper import load_paper
 from ncaseg.runs import find_runs
 
 TINY = ["model.channels=4", "model.hidden=8", "model.steps=[2]", "train.steps=1", "train.validate_every=0"]
+OWN = {
+    "m3d": ["m3d-hippocampus", "unet-hippocampus"],
+    "medsegdiffnca": ["medsegdiff-small", "medsegdiff-small-oneshot"],
+    "cdal": ["cdal-hippocampus-small"],
+}
 
 
-def write_run(folder, recipe="m3d-hippocampus", overrides=(), *, dice=0.9, single=0.88, quality=None):
+def write_run(folder, recipe="m3d-hippocampus", overrides=(), *, dice=0.9, single=0.88, quality=None, parameters=None):
     """A folder as a finished run leaves it, with given scores."""
     folder.mkdir(parents=True)
     cfg = load_recipe(recipe, overrides)
     (folder / "recipe.toml").write_text(to_toml(cfg))
     save_split(folder / "split.json", make_split("abcd", 0.25, seed=cfg.data.split_seed))
-    scores = {"num_cases": 1, "samples": 10, "seed": 0}
+    scores = {"num_cases": 1, "samples": 10, "seed": 0, "parameters": parameters, "conditions": {}}
     for key, value in (("mean", dice), ("std", 0.02)):
-        scores[key] = {"soft_dice": value, "hard_dice": value + 0.01}
+        scores[key] = {"soft_dice": value, "hard_dice": value + 0.01, "iou": value}
     scores["comparison"] = {"samples": 1, "mean": {"soft_dice": single}, "std": {"soft_dice": 0.03}}
     scores["made"] = {"commit": "abc", "machine": "a CPU"}
     (folder / "scores.json").write_text(json.dumps(scores))
@@ -71,6 +78,16 @@ def test_runs_stand_where_they_belong(m3d, tmp_path):
     found = {"hippocampus", "hippocampus-no-duplication"}
     missing = reproduce.missing_runs(m3d, tmp_path / "task04_hippocampus", find_runs([tmp_path]))
     assert missing == [id for id in planned if id not in found] != []
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_paper_takes_runs_of_its_kinds_of_model_alone(name, tmp_path):
+    for recipe in itertools.chain(*OWN.values()):
+        write_run(tmp_path / "runs" / recipe, recipe, parameters=5)
+    assert main(["reproduce", name, "-o", str(tmp_path)]) == 0
+    text = (tmp_path / f"{name}.json").read_text()
+    assert [row["recipe"] for row in json.loads(text)["runs"]] == OWN[name]
+    assert not any(recipe in text for paper, recipes in OWN.items() if paper != name for recipe in recipes)
 
 
 def test_tables_are_written_as_text_and_json(m3d, tmp_path):

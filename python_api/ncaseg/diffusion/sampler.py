@@ -24,7 +24,6 @@ from ncaseg.diffusion.schedule import Schedule
 Predict = Callable[[Tensor, int], Tensor]
 Noise = Callable[[int], Tensor]
 Watch = Callable[[int, Tensor, Tensor], None]
-NAMES = ("ddpm", "ddim")
 
 
 def sample_ddpm(

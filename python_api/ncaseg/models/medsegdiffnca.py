@@ -9,7 +9,7 @@ from ncaseg.levels import Triple, check_counts, check_reflection, factors_of, wo
 from ncaseg.models.attended import attended_rollout
 from ncaseg.models.base import Segmenter
 from ncaseg.models.cbam import CBAM
-from ncaseg.models.multilevel import enlarge_state, pool_image
+from ncaseg.models.multilevel import enlarge_state, make_levels, pool_image
 
 
 class MedSegDiffNCA(Segmenter):
@@ -78,20 +78,17 @@ class MedSegDiffNCA(Segmenter):
         self.in_channels, self.channels, self.ndim = in_channels, channels, ndim
         self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
         self.residual, self.position, self.pool, self.padding = attention_residual, position, pool, padding
-        self.levels = nn.ModuleList(
-            NCA(
-                ndim,
-                channels,
-                hidden,
-                perception=perception,
-                num_filters=num_filters,
-                kernel_size=kernel,
-                padding=padding,
-                norm=norm,
-                activation=activation,
-                fire_rate=fire_rate,
-            )
-            for kernel in kernel_sizes
+        self.levels = make_levels(
+            ndim,
+            channels,
+            hidden,
+            kernel_sizes,
+            perception=perception,
+            num_filters=num_filters,
+            padding=padding,
+            norm=norm,
+            activation=activation,
+            fire_rate=fire_rate,
         )
         count = len(kernel_sizes) if attention else 0
         self.attention = nn.ModuleList(CBAM(ndim, channels, attention_reduction) for _ in range(count))

@@ -1,16 +1,23 @@
-"""The hand-over between resolution levels: pool the image, enlarge the state.
+"""Resolution levels: their automata, and the hand-over between them, which pools the image and enlarges the state.
 
 Images are channels first ``[B, C, X, Y, Z]``, states channels last ``[B, X, Y, Z, C]``. Factors, sizes and offsets are
 triples, one entry per axis.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from ncakern import NCA
 from ncaseg.levels import Triple, ceil_divide, smaller
+
+
+def make_levels(ndim: int, channels: int, hidden: int, kernel_sizes: Sequence[int], **options: Any) -> nn.ModuleList:
+    """One automaton per kernel size, coarse to fine; arguments and options as in :class:`ncakern.NCA`."""
+    return nn.ModuleList(NCA(ndim, channels, hidden, kernel_size=kernel, **options) for kernel in kernel_sizes)
 
 
 def pool_image(image: Tensor, factors: Triple, mode: str = "max") -> Tensor:

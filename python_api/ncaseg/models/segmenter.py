@@ -1,14 +1,13 @@
 """M3D-NCA: one cellular automaton per resolution level, from coarse to fine; image in, logits out."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ncakern import NCA
 from ncaseg.layout import to_channels_first, to_channels_last
 from ncaseg.levels import Triple, check_counts, check_reflection, factors_of, working_sizes
 from ncaseg.models.base import Segmenter
 from ncaseg.models.crops import NestedCrops
-from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
+from ncaseg.models.multilevel import enlarge_state, make_levels, pad_to_multiple, pool_image
 
 
 class M3D(Segmenter):
@@ -74,20 +73,17 @@ class M3D(Segmenter):
         self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
         self.padding, self.pad, self.pool, self.patches = padding, pad, pool, tuple(patches)
         self.ndim = ndim
-        self.levels = nn.ModuleList(
-            NCA(
-                ndim,
-                channels,
-                hidden,
-                perception=perception,
-                num_filters=num_filters,
-                kernel_size=kernel,
-                padding=padding,
-                norm=norm,
-                fire_rate=fire_rate,
-                frozen_channels=in_channels,
-            )
-            for kernel in kernel_sizes
+        self.levels = make_levels(
+            ndim,
+            channels,
+            hidden,
+            kernel_sizes,
+            perception=perception,
+            num_filters=num_filters,
+            padding=padding,
+            norm=norm,
+            fire_rate=fire_rate,
+            frozen_channels=in_channels,
         )
 
     def factors(self, level: int) -> Triple:

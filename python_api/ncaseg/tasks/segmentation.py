@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ncaseg import medsegdiff
-from ncaseg.batches import CROP, FIRE, VALIDATE, load_batch, stream
+from ncaseg.batches import CROP, FIRE, load_batch, stream
 from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore
 from ncaseg.losses import LOSSES
-from ncaseg.metrics import hard_dice
 from ncaseg.models.base import Segmenter
 from ncaseg.tasks.base import Outcome, Parts, Rate, clip_gradient, make_optimizer, set_rate
+from ncaseg.validation import mean_dice
 
 
 class Segmentation:
@@ -69,18 +68,9 @@ class Segmentation:
         )
         return loss_of(logits, target, train), {}
 
-    @torch.no_grad()
     def validation_dice(self, model: Segmenter, volumes: CaseStore, ids: Sequence[str]) -> float | None:
         """One run per case."""
-        device = next(model.parameters()).device
-        scores = []
-        for number, case in enumerate(ids):
-            volume = volumes[case]
-            image = torch.from_numpy(volume.image)[None].to(device)
-            logits = model(image, seed=stream(self.cfg.train, VALIDATE), first_sample=number)  # [1, C_out, *S]
-            found = np.any(volume.to_native(logits[0].cpu().numpy()) > 0, axis=0)
-            scores.append(hard_dice(np.asarray(found), np.asarray(volume.require_label() > 0)))
-        return sum(scores) / len(scores) if scores else None
+        return mean_dice(model, volumes, ids, self.cfg.train, answer=model, find=lambda maps: (maps > 0).any(axis=0))
 
     def state(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}

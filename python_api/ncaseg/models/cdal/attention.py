@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ncaseg.models.cdal.discriminator import Discriminator
+from ncaseg.models.cdal.layers import spread
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def attention_map(
     found = F.interpolate(features.mean(dim=1, keepdim=True), x_tau.shape[2:], mode=mode, align_corners=False)
     if kind == "normalized":
         found = found.abs()
-        return found / found.flatten(1).amax(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (found.ndim - 1))
+        return found / spread(found.flatten(1).amax(dim=1, keepdim=True).clamp(min=1e-12), found)
     if kind == "sigmoid":
         return found.sigmoid()
     if kind == "shuffled":

@@ -14,10 +14,10 @@ class Generator(nn.Module):
         latent: numbers of z; 0: there is none.
     """
 
-    ndim: int
-    label_channels: int
-    image_channels: int
-    latent: int
+    def __init__(self, *, ndim: int, label_channels: int, image_channels: int, latent: int) -> None:
+        super().__init__()
+        self.ndim, self.latent = ndim, latent
+        self.label_channels, self.image_channels = label_channels, image_channels
 
     def forward(
         self,
@@ -54,5 +54,23 @@ class Generator(nn.Module):
             z: ``[B, latent]`` float32, or None.
             seed, first_sample, keep_every: name the fire bits of automata and trade memory for time in training; of
                 no effect elsewhere.
+
+        Raises:
+            ValueError: shapes that do not fit, or too few cells on an axis.
         """
         raise NotImplementedError
+
+    def _check_inputs(self, x: Tensor, tau: Tensor, image: Tensor, z: Tensor | None) -> None:
+        if x.ndim != 2 + self.ndim or x.shape[1] != self.label_channels:
+            axes = ", ".join("XYZ"[: self.ndim])
+            raise ValueError(f"x must have shape [B, {self.label_channels}, {axes}]; got {tuple(x.shape)}")
+        batch = x.shape[0]
+        expected = {"tau": (batch,), "image": (batch, self.image_channels, *x.shape[2:])}
+        for name, tensor in (("tau", tau), ("image", image)):
+            if tuple(tensor.shape) != expected[name]:
+                raise ValueError(f"{name} must have shape {expected[name]}; got {tuple(tensor.shape)}")
+        if self.latent and (z is None or tuple(z.shape) != (batch, self.latent)):
+            got = "None" if z is None else tuple(z.shape)
+            raise ValueError(f"z must have shape {(batch, self.latent)}; got {got}")
+        if not self.latent and z is not None:
+            raise ValueError(f"z must be None for a generator without a latent; got shape {tuple(z.shape)}")

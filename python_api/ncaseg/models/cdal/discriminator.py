@@ -93,7 +93,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x_tau: Tensor, tau: Tensor, x_next: Tensor) -> Tensor:
         """Logits ``[B]`` of the pairs ``[B, C, *S]``, high for real ones; tau ``[B]`` int64."""
-        h = append_spread(self.features(x_tau, tau, x_next)[-1])
+        h = append_deviation(self.features(x_tau, tau, x_next)[-1])
         h = F.leaky_relu(self.last(h), SLOPE)
         return self.end(h.flatten(2).sum(dim=2))[:, 0]
 
@@ -116,14 +116,13 @@ class Discriminator(nn.Module):
         return found
 
 
-def append_spread(h: Tensor) -> Tensor:
+def append_deviation(h: Tensor) -> Tensor:
     """``h`` ``[B, C, *S]`` and a channel with how much the samples of a group differ, one number per group.
 
     A group has as many samples as divide the batch, four at most.
     """
-    batch = len(h)
-    size = next(n for n in (4, 3, 2, 1) if batch % n == 0)
-    groups = h.reshape(size, batch // size, *h.shape[1:])
+    size = next(n for n in (4, 3, 2, 1) if len(h) % n == 0)
+    groups = h.unflatten(0, (size, -1))
     std = (groups.var(dim=0, correction=0) + 1e-8).sqrt().flatten(1).mean(dim=1)
-    channel = std.repeat(size).reshape(batch, *[1] * (h.ndim - 1)).expand(batch, 1, *h.shape[2:])
+    channel = spread(std.repeat(size)[:, None], h).expand(-1, 1, *h.shape[2:])
     return torch.cat([h, channel], dim=1)

@@ -70,7 +70,7 @@ class LibraryGenerator(Generator):
         latent_width: int = 128,
         latent_layers: int = 4,
     ) -> None:
-        super().__init__()
+        super().__init__(ndim=ndim, label_channels=label_channels, image_channels=image_channels, latent=latent)
         try:
             from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, DiffusionUNetResnetBlock
         except ImportError as error:
@@ -79,8 +79,6 @@ class LibraryGenerator(Generator):
             ) from error
         if latent < 1:
             raise ValueError(f"latent must be at least 1 for the library's generator; got {latent}")
-        self.ndim, self.latent = ndim, latent
-        self.label_channels, self.image_channels = label_channels, image_channels
         self.multiple = 2 ** (len(multipliers) - 1)
         groups = min(8, width)
         self.net = DiffusionModelUNet(
@@ -117,6 +115,7 @@ class LibraryGenerator(Generator):
         keep_every: int = 1,
     ) -> Tensor:
         """See :class:`Generator`; ``seed``, ``first_sample`` and ``keep_every`` have no effect."""
+        self._check_inputs(x, tau, image, z)
 
         def run(x: Tensor, image: Tensor) -> Tensor:
             return self.net(torch.cat([x, image], dim=1), tau, class_labels=z)

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from ncakern import NCA
 from ncaseg.layout import to_channels_first, to_channels_last
 from ncaseg.levels import Triple, check_counts, check_reflection, factors_of, working_sizes
 from ncaseg.models.cdal.base import Generator
 from ncaseg.models.cdal.layers import LatentMap
 from ncaseg.models.cdal.modulation import Modulation
-from ncaseg.models.multilevel import enlarge_state, pool_image
+from ncaseg.models.multilevel import enlarge_state, make_levels, pool_image
 
 
 class NCAGenerator(Generator):
@@ -71,7 +70,7 @@ class NCAGenerator(Generator):
         norm: str = "none",
         fire_rate: float = 0.5,
     ) -> None:
-        super().__init__()
+        super().__init__(ndim=ndim, label_channels=label_channels, image_channels=image_channels, latent=latent)
         check_counts(kernel_sizes, steps, scales)
         given = label_channels + image_channels
         if channels < given + label_channels:
@@ -79,7 +78,6 @@ class NCAGenerator(Generator):
             raise ValueError(f"channels must hold noisy label, image, logits: at least {least}; got {channels}")
         if ndim == 2 and any(scale[2] != 1 for scale in scales):
             raise ValueError(f"scales must have 1 as their last entry in 2D; got {scales}")
-        self.ndim, self.label_channels, self.image_channels, self.latent = ndim, label_channels, image_channels, latent
         self.timesteps, self.channels, self.given = timesteps, channels, given
         self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
         self.pool, self.padding = pool, padding
@@ -87,20 +85,17 @@ class NCAGenerator(Generator):
         self.modulations = nn.ModuleList(
             Modulation(hidden, timesteps, latent_width if latent else 0) for _ in kernel_sizes
         )
-        self.levels = nn.ModuleList(
-            NCA(
-                ndim,
-                channels,
-                hidden,
-                perception=perception,
-                num_filters=num_filters,
-                kernel_size=kernel,
-                padding=padding,
-                norm=norm,
-                fire_rate=fire_rate,
-                frozen_channels=given,
-            )
-            for kernel in kernel_sizes
+        self.levels = make_levels(
+            ndim,
+            channels,
+            hidden,
+            kernel_sizes,
+            perception=perception,
+            num_filters=num_filters,
+            padding=padding,
+            norm=norm,
+            fire_rate=fire_rate,
+            frozen_channels=given,
         )
 
     def logits(
@@ -114,22 +109,13 @@ class NCAGenerator(Generator):
         first_sample: int = 0,
         keep_every: int = 1,
     ) -> Tensor:
-        """See :class:`ncaseg.models.cdal.base.Generator`.
-
-        Args:
-            x, tau, image, z: see :class:`ncaseg.models.cdal.base.Generator`.
-            seed, first_sample: name the fire bits, which no two steps of the levels share; a sampler gives each of its
-                steps a seed of its own.
-            keep_every: keep only every so many states for the backward pass.
-
-        Raises:
-            ValueError: shapes that do not fit, or an axis too short for a level's kernel.
-        """
-        self._check(x, tau, image, z)
+        """See :class:`Generator`; with one ``seed`` no two steps of the levels share fire bits."""
+        self._check_inputs(x, tau, image, z)
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         features = None if self.latent_map is None or z is None else self.latent_map(z)
         x, image = _as_volume(x), _as_volume(image)
+        self._check_size(x)
         state: Tensor | None = None
         for level, (nca, modulation) in enumerate(zip(self.levels, self.modulations, strict=True)):
             state = self._begin(level, x, image, state)
@@ -158,22 +144,9 @@ class NCAGenerator(Generator):
             written = enlarge_state(state[..., self.given :], self.scales[level - 1], (size_x, size_y, size_z))
         return torch.cat([given, written], dim=-1)
 
-    def _check(self, x: Tensor, tau: Tensor, image: Tensor, z: Tensor | None) -> None:
-        if x.ndim != 2 + self.ndim or x.shape[1] != self.label_channels:
-            axes = ", ".join("XYZ"[: self.ndim])
-            raise ValueError(f"x must have shape [B, {self.label_channels}, {axes}]; got {tuple(x.shape)}")
-        batch, size = x.shape[0], x.shape[2:]
-        expected = {"tau": (batch,), "image": (batch, self.image_channels, *size)}
-        for name, tensor in (("tau", tau), ("image", image)):
-            if tuple(tensor.shape) != expected[name]:
-                raise ValueError(f"{name} must have shape {expected[name]}; got {tuple(tensor.shape)}")
-        if self.latent and (z is None or tuple(z.shape) != (batch, self.latent)):
-            got = "None" if z is None else tuple(z.shape)
-            raise ValueError(f"z must have shape {(batch, self.latent)}; got {got}")
-        if not self.latent and z is not None:
-            raise ValueError(f"z must be None for a generator without a latent; got shape {tuple(z.shape)}")
+    def _check_size(self, volume: Tensor) -> None:
         if self.padding == "reflect":
-            size_x, size_y, size_z = (*size, 1)[:3]
+            size_x, size_y, size_z = volume.shape[2:]
             sizes = working_sizes((size_x, size_y, size_z), self.scales, [()] * len(self.levels))
             check_reflection(sizes, self.kernel_sizes, self.ndim)
 

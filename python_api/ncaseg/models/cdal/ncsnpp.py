@@ -193,9 +193,8 @@ class NCSNpp(Generator):
         latent_width: int = 128,
         latent_layers: int = 4,
     ) -> None:
-        super().__init__()
-        self.ndim, self.latent, self.width = ndim, latent, width
-        self.label_channels, self.image_channels = label_channels, image_channels
+        super().__init__(ndim=ndim, label_channels=label_channels, image_channels=image_channels, latent=latent)
+        self.width = width
         self.multiple = 2 ** (len(multipliers) - 1)
         make = functools.partial(ResBlock, ndim, time=4 * width, style=latent_width if latent > 0 else 0)
         self.latent_map = LatentMap(latent, latent_width, latent_layers) if latent > 0 else None
@@ -245,6 +244,7 @@ class NCSNpp(Generator):
         keep_every: int = 1,
     ) -> Tensor:
         """See :class:`Generator`; ``seed``, ``first_sample`` and ``keep_every`` have no effect."""
+        self._check_inputs(x, tau, image, z)
         w = None if self.latent_map is None else self.latent_map(z)
         time = self.time(embed_time(tau, self.width).to(x))
         return in_multiples(lambda x, image: self._run(x, image, time, w), (x, image), self.multiple)
