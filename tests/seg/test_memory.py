@@ -136,7 +136,8 @@ def test_adversarial_networks_are_asked_what_they_keep():
     # Three pictures, 0.97 GB each, and 8.8 million weights with their gradients and moments.
     assert memory.step_bytes(alone, (256, 256, 1)) == pytest.approx(3 * 0.971e9 + 16 * 8_843_777, rel=0.01)
     assert both > memory.step_bytes(alone, (256, 256, 1))
-    small = config.load_recipe("cdal-hippocampus-small")
+    boxes = ["data.crop=[32,32,32]"]
+    small = config.load_recipe("cdal-hippocampus-small", boxes)
     assert memory.step_bytes(small, (40, 50, 40)) == memory.step_bytes(small, (35, 60, 32))  # boxes of one size
-    plain = config.load_recipe("cdal-hippocampus-small", ["cdal.latent=0"])
+    plain = config.load_recipe("cdal-hippocampus-small", [*boxes, "cdal.latent=0"])
     assert memory.step_bytes(plain, (40, 50, 40)) < memory.step_bytes(small, (40, 50, 40))
