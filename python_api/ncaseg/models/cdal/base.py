@@ -1,5 +1,7 @@
 """What every generator of cDAL can do, whatever it is made of."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,20 +21,9 @@ class Generator(nn.Module):
         self.ndim, self.latent = ndim, latent
         self.label_channels, self.image_channels = label_channels, image_channels
 
-    def forward(
-        self,
-        x: Tensor,
-        tau: Tensor,
-        image: Tensor,
-        z: Tensor | None,
-        *,
-        seed: int | Tensor | None = None,
-        first_sample: int = 0,
-        keep_every: int = 1,
-    ) -> Tensor:
-        """The estimate of x_0, ``[B, label_channels, *S]`` in [-1, 1]: the tanh of :meth:`logits`."""
-        logits = self.logits(x, tau, image, z, seed=seed, first_sample=first_sample, keep_every=keep_every)
-        return torch.tanh(logits)
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """The estimate of x_0, ``[B, label_channels, *S]`` in [-1, 1]: the tanh of :meth:`logits`, same arguments."""
+        return torch.tanh(self.logits(*inputs, **options))
 
     def logits(
         self,
