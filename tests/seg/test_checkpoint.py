@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import ncakern
 from ncaseg import checkpoint, config, zoo
+from ncaseg.runs import significant_differences
 
 CFG = config.load_recipe("demo", ["model.hidden=8", "model.channels=4", "model.steps=[2]"])
 
@@ -107,7 +108,7 @@ def test_zoo_entries_load_and_hold_the_recipe_of_their_name_or_a_variant_of_it()
     for name in zoo.names():
         recipe = checkpoint.load_model(name)[1]
         assert recipe.name.startswith(STANDS_IN.get(name, name))
-        assert not config.differences(recipe, config.load_recipe(recipe.name))
+        assert not significant_differences(recipe, config.load_recipe(recipe.name))
 
 
 def test_state_comes_back(tmp_path):
