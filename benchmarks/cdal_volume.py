@@ -18,15 +18,16 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+import peak
 import record
 import torch
-from denoiser import markdown, resident_peak
 from measure import time_interleaved
 from torch import Tensor, nn
 
 from ncaseg import cdal, config
 from ncaseg.data.dataset import Volume
 from ncaseg.levels import Triple
+from ncaseg.markdown import table
 from ncaseg.models import build_model
 from ncaseg.models.base import Segmenter
 from ncaseg.models.cdal.nca import NCAGenerator
@@ -76,7 +77,7 @@ def main() -> None:
         print(peak_here(Case(*options.what[1:], tuple(options.size))))
         return
     if options.what[0] == "table":
-        rows = read_rows(options.what[1:])
+        rows = record.read_all(RECORDS, options.what[1:])
         if not rows:
             parser.error(f"table needs a record; there is none below {RECORDS}: run time and peak first")
         record.write_file(PAGE, page(rows))
@@ -121,7 +122,7 @@ def peak_rows(cases: list[Case]) -> Iterable[dict]:
 
 def peak_here(case: Case) -> int:
     """The most resident memory of one sample beyond weights and volume; nothing may have run before."""
-    return resident_peak(sampling_call(case._replace(size=WARM_UP)), sampling_call(case))
+    return peak.resident_peak(sampling_call(case._replace(size=WARM_UP)), sampling_call(case))
 
 
 def sampling_call(case: Case) -> Callable[[], Tensor]:
@@ -168,22 +169,14 @@ def row(case: Case, metric: str, unit: str, value: float) -> dict:
     }
 
 
-def read_rows(names: Iterable[str] = ()) -> list[dict]:
-    """The rows of some records, or of all."""
-    paths = [Path(name) for name in names] or sorted(RECORDS.glob("*/*.jsonl"))
-    return [row for path in paths for row in record.read(path)]
-
-
 def page(rows: list[dict]) -> str:
     """The records as a Markdown page; where a figure was measured more than once, the last one counts."""
     found = {(Case(r["network"], r["way"], tuple(r["size"])), r["metric"]): r for r in rows}
-    made = sorted({f"{r['commit']}{' with changes' if r['dirty'] else ''}, {r['date'][:10]}" for r in rows})
-    machines = sorted({f"{r['machine']['cpu']}, {r['machine']['torch_threads']} threads" for r in rows})
-    steps = sorted({r["timesteps"] for r in rows})
+    steps = sorted({r["timesteps"] for r in found.values()})
     recipes = "; ".join(f"{network}: `{recipe}`" for network, recipe in NETWORKS.items())
     parts = [
         "# cDAL on a volume: whole against windows\n\nWritten by `python benchmarks/cdal_volume.py table` from the "
-        f"records in `results/cdal_volume`. Commit {'; '.join(made)}. {'; '.join(machines)}.\n\n"
+        f"records in `results/cdal_volume`. {record.describe_origin(found.values())}\n\n"
         f"The cost of one sample (one member, T = {', '.join(map(str, steps))}) of one synthetic volume. The weights "
         "are random: this page says what sampling costs and nothing about how well it segments.\n\n"
         f"{recipes}. Networks of two axes sample every slice by itself. Windows have 32x32x32 cells, are sampled one "
@@ -219,7 +212,7 @@ def size_table(found: dict, size: Triple) -> str:
             cells.append("-" if own is None or whole is None else f"{own['value'] / whole['value']:.2f}")
         lines.append(cells)
     head = "network|way|parameters|windows|cells sampled / cells|s per sample|against whole|peak, MB|against whole"
-    return markdown(head, lines)
+    return table(head.split("|"), lines)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Each call of the first two appends a record below results/denoiser.
 """
 
 import argparse
-import ctypes
 import json
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from measure import make_call, saved_bytes, time_interleaved
 from torch import nn
 
 from ncaseg import config, medsegdiff
+from ncaseg.markdown import table
 from ncaseg.models import build_model
 from ncaseg.models.medsegdiffnca import MedSegDiffNCA
 
@@ -65,8 +65,7 @@ def main() -> None:
         print(peak_here(*options.what[1:3], *map(int, options.what[3:5])))
         return
     if options.what[0] == "table":
-        paths = [Path(name) for name in options.what[1:]] or sorted(RECORDS.glob("*/*.jsonl"))
-        record.write_file(PAGE, page([row for path in paths for row in record.read(path)]))
+        record.write_file(PAGE, page(record.read_all(RECORDS, options.what[1:])))
         return
     makers: dict[str, Callable[[], Iterable[dict]]] = {
         "saved": saved_rows,
@@ -101,17 +100,7 @@ def peak_here(name: str, provider: str, side: int, batch: int) -> int:
     """The most resident memory of one training iteration beyond parameters and picture; nothing may have run before."""
     module = Answers(build(name, provider))
     small, full = picture(WARM_UP_SIDE, 1), picture(side, batch)
-    return resident_peak(make_call(module, small, "training"), make_call(module, full, "training"))
-
-
-def resident_peak(warm_up: Callable[[], object], call: Callable[[], object]) -> int:
-    """The most resident memory of a call beyond what was there before; `warm_up` is a small one, for the libraries."""
-    warm_up()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = peak.read_status("VmRSS")
-    peak.CLEAR_REFS.write_text(peak.RESET_HIGH_WATER_MARK)
-    call()
-    return peak.read_status("VmHWM") - before
+    return peak.resident_peak(make_call(module, small, "training"), make_call(module, full, "training"))
 
 
 def time_rows(names: Iterable[str], providers: Iterable[str], seconds: float) -> Iterable[dict]:
@@ -204,11 +193,9 @@ def row(name: str, provider: str, side: int, batch: int, metric: str, unit: str,
 def page(rows: list[dict]) -> str:
     """The records as a Markdown page."""
     found = newest(rows)
-    made = sorted({f"{r['commit']}{' with changes' if r['dirty'] else ''}, {r['date'][:10]}" for r in rows})
-    machines = sorted({f"{r['machine']['cpu']}, {r['machine']['torch_threads']} threads" for r in rows})
     parts = [
         "# MedSegDiffNCA: memory and time\n\nWritten by `python benchmarks/denoiser.py table` from the records in "
-        f"`results/denoiser`. Commit {'; '.join(made)}. {'; '.join(machines)}.\n\n"
+        f"`results/denoiser`. {record.describe_origin(found.values())}\n\n"
         'eager is plain autograd (`denoiser_eager.py`). "small" is `medsegdiff-small`, "small-cbam" the same with '
         'attention; "plain" and "multicbam" are the published networks.',
         "## Kept for the backward pass\n\nCounted with hooks on saved tensors, one picture. The last columns multiply "
@@ -245,7 +232,7 @@ def saved_table(found: dict) -> str:
         is_published = side == largest[name] and not name.startswith("small")
         cells += [f"{value * steps / 1e9:.2f} GB" for value in each] if is_published else ["", ""]
         lines.append(cells)
-    return markdown(header, lines)
+    return table(header.split("|"), lines)
 
 
 def peak_table(found: dict) -> str:
@@ -256,7 +243,7 @@ def peak_table(found: dict) -> str:
             ours, eager = (r["value"] for r in pair)
             shown = [f"{value / 1e6:,.0f} MB" for value in (ours, eager)]
             lines.append([f"{name}, {side}x{side}, batch {batch}", *shown, f"{eager / ours:.1f}"])
-    return markdown("network|kernel|eager|ratio", lines)
+    return table(["network", "kernel", "eager", "ratio"], lines)
 
 
 def time_table(found: dict) -> str:
@@ -273,13 +260,8 @@ def time_table(found: dict) -> str:
             ratios = [f"{other / ours:.2f}" if ours and other else "-" for other in others]
             lines.append([case, *("-" if value is None else f"{value:,.0f}" for value in values), *ratios])
             reasons += [f"Not compiled: {case}: {r['reason']}." for r in rows if "reason" in r]
-    table = markdown("case|kernel|eager|compile|eager / kernel|compile / kernel", lines)
-    return "\n\n".join([table, *reasons])
-
-
-def markdown(header: str, lines: list[list[str]]) -> str:
-    cells = header.split("|")
-    return "\n".join("| " + " | ".join(line) + " |" for line in [cells, ["---"] * len(cells), *lines])
+    header = ["case", "kernel", "eager", "compile", "eager / kernel", "compile / kernel"]
+    return "\n\n".join([table(header, lines), *reasons])
 
 
 if __name__ == "__main__":

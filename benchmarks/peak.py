@@ -12,6 +12,7 @@ import ctypes
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,12 +49,17 @@ def measure_here(case_name: str, provider_name: str, mode: str, threads: int) ->
     torch.set_num_threads(threads)
     case, provider = load_cases()[case_name], PROVIDERS[provider_name]
     small = replace(case, size=(WARM_UP_CELLS,) * len(case.size))
-    measure.make_call(make(provider_name, small), provider.state(small), mode)()
+    warm_up, call = (measure.make_call(make(provider_name, each), provider.state(each), mode) for each in (small, case))
+    return resident_peak(warm_up, call, rehearsals=1)
 
-    call = measure.make_call(make(provider_name, case), provider.state(case), mode)
+
+def resident_peak(warm_up: Callable[[], object], call: Callable[[], object], *, rehearsals: int = 0) -> int:
+    """The most resident memory of a call beyond what was there before its rehearsals; the warm-up is a small one."""
+    warm_up()
     ctypes.CDLL(None).malloc_trim(0)  # what the allocator still holds of the small call would hide that much of this
     before = read_status("VmRSS")
-    call()
+    for _ in range(rehearsals):
+        call()
     CLEAR_REFS.write_text(RESET_HIGH_WATER_MARK)
     call()
     return read_status("VmHWM") - before

@@ -119,6 +119,20 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def read_all(root: Path, names: Iterable[str] = ()) -> list[dict]:
+    """Read the rows of some runs, or of all below a folder, the oldest first."""
+    paths = [Path(name) for name in names] or sorted(root.glob("*/*.jsonl"), key=lambda path: path.name)
+    return [row for path in paths for row in read(path)]
+
+
+def describe_origin(rows: Iterable[dict]) -> str:
+    """Say which commits, days and machines rows are from."""
+    found = list(rows)
+    made = sorted({f"{r['commit']}{' with changes' if r['dirty'] else ''}, {r['date'][:10]}" for r in found})
+    machines = sorted({f"{r['machine']['cpu']}, {r['machine']['torch_threads']} threads" for r in found})
+    return f"Commit {'; '.join(made)}. {'; '.join(machines)}."
+
+
 def find(name: str) -> Path:
     """Find a run by its file, or the newest one of a commit."""
     if Path(name).is_file():

@@ -5,6 +5,7 @@ from math import prod
 import cdal_volume
 import peak
 import pytest
+import record
 import torch
 from cdal_volume import HIPPOCAMPUS, LARGE, Case
 
@@ -75,7 +76,7 @@ def test_a_page_needs_records(monkeypatch, tmp_path, capsys):
 
 
 def test_the_page_is_that_of_the_records():
-    rows = cdal_volume.read_rows()
+    rows = record.read_all(cdal_volume.RECORDS)
     written = cdal_volume.PAGE.read_text() if cdal_volume.PAGE.exists() else None
     assert written == (cdal_volume.page(rows) if rows else None)
     assert not any(row["dirty"] for row in rows)

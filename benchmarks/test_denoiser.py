@@ -100,6 +100,6 @@ def test_cells_times_steps_of_two_levels():
 
 
 def test_the_page_is_that_of_the_records():
-    rows = [row for path in sorted(denoiser.RECORDS.glob("*/*.jsonl")) for row in record.read(path)]
+    rows = record.read_all(denoiser.RECORDS)
     assert rows and denoiser.page(rows) == denoiser.PAGE.read_text()
     assert not any(row["dirty"] for row in rows)
