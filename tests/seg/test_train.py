@@ -21,7 +21,6 @@ from ncaseg.data.split import Split, load_split, save_split
 from ncaseg.logs import read_rows
 from ncaseg.losses import dice_bce
 from ncaseg.tasks import Segmentation
-from ncaseg.tasks.base import make_optimizer
 
 TINY = [
     "model.channels=4",
@@ -425,14 +424,6 @@ def test_rate_decays_per_step_unless_asked_otherwise(data, tmp_path, interval, p
     decay = ["train.schedule=exponential", "train.lr=0.1", "train.lr_decay=0.5", f"train.lr_interval={interval}"]
     train.train(tiny("train.steps=4", *decay), data, tmp_path)  # three training cases, two per step
     assert [row["lr"] for row in read_rows(tmp_path / "log.jsonl")] == pytest.approx([0.1 * 0.5**p for p in powers])
-
-
-def test_optimizers_by_name():
-    model = torch.nn.Linear(2, 2)
-    adam = make_optimizer(model, tiny("train.lr=0.1").train)
-    adamw = make_optimizer(model, tiny("train.optimizer=adamw", "train.weight_decay=0.3").train)
-    assert type(adam) is torch.optim.Adam and type(adamw) is torch.optim.AdamW
-    assert adam.defaults["betas"] == (0.9, 0.99) and adamw.defaults["weight_decay"] == 0.3
 
 
 @pytest.mark.parametrize("loss", ["m3d_upstream", "dice_focal"])

@@ -13,6 +13,8 @@ class TrainConfig:
     in its batch. ``steps`` counts optimiser steps; 0 means ``epochs`` passes over the training cases.
     The rate after u updates is ``lr`` (constant), ``lr * lr_decay**u`` (exponential), or falls along a cosine to
     ``lr * lr_final`` at the last step; with ``lr_interval`` "epoch" u counts finished epochs.
+    ``optimizer`` is "adam", "adamw", or "muon": Muon for the matrices of the dense layers and AdamW for the rest, see
+    :mod:`ncaseg.optimizers`.
     ``loss`` is one of :mod:`ncaseg.losses`, its two parts weighted by ``loss_weights``; ``skip_empty`` leaves out
     channels without foreground in the batch, and the optimiser step where none is left.
     With probability ``foreground_crops`` the patches of a sample are drawn around a voxel of its foreground.
@@ -78,7 +80,7 @@ class TrainConfig:
         require(min(self.loss_weights) >= 0.0, "train.loss_weights", "not be negative", self.loss_weights)
         require(0.0 <= self.foreground_crops <= 1.0, "train.foreground_crops", "lie in [0, 1]", self.foreground_crops)
         require_one_of("train.precision", self.precision, ("float32", "bfloat16"))
-        require_one_of("train.optimizer", self.optimizer, ("adam", "adamw"))
+        require_one_of("train.optimizer", self.optimizer, ("adam", "adamw", "muon"))
         require_one_of("train.loss", self.loss, ("dice_bce", "m3d_upstream", "dice_focal"))
         require_one_of("train.lr_interval", self.lr_interval, ("step", "epoch"))
         require_one_of("train.schedule", self.schedule, ("constant", "exponential", "cosine"))

@@ -22,7 +22,8 @@ from ncaseg.diffusion.ensemble import normal
 from ncaseg.models.base import Segmenter
 from ncaseg.models.cdal.attention import attention_map
 from ncaseg.models.cdal.build import build_discriminator
-from ncaseg.tasks.base import Outcome, Parts, Rate, clip_gradient, make_optimizer, set_rate
+from ncaseg.optimizers import make_optimizer, set_rate
+from ncaseg.tasks.base import Outcome, Parts, Rate, clip_gradient
 
 D_COLUMNS = ("d_real", "d_fake", "r1", "d_grad_norm", "d_lr", "adversarial")
 ATTENTION_COLUMNS = ("attention_mean", "attention_std", "attention_min", "attention_max")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from ncaseg.config import Config, TrainConfig
@@ -58,18 +57,6 @@ class Task(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state` returned."""
         ...
-
-
-def make_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
-    """One Adam over all levels, which equals one per level; or AdamW, whose decay is apart from the gradient."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
-    return kind(model.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group of parameters the same rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def clip_gradient(model: nn.Module, cfg: TrainConfig) -> float:

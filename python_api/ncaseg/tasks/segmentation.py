@@ -12,7 +12,8 @@ from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore
 from ncaseg.losses import LOSSES
 from ncaseg.models.base import Segmenter
-from ncaseg.tasks.base import Outcome, Parts, Rate, clip_gradient, make_optimizer, set_rate
+from ncaseg.optimizers import make_optimizer, set_rate
+from ncaseg.tasks.base import Outcome, Parts, Rate, clip_gradient
 from ncaseg.validation import mean_dice
 
 
