@@ -119,8 +119,7 @@ def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None
     verb.add_argument(
         "--rule",
         choices=("mean-logit", "mean-probability", "median"),
-        default="mean-logit",
-        help="how the runs become one (default: %(default)s; the median needs memory for all of them)",
+        help="how the runs become one (default: the model's own; the median needs memory for all of them)",
     )
 
 

@@ -167,13 +167,14 @@ def _qc(args: argparse.Namespace) -> int | None:
     model, cfg, metadata = _load_checkpoint(args.model)
     samples = cfg.predict.samples if args.samples is None else args.samples
     seed = cfg.predict.seed if args.seed is None else args.seed
+    rule = cfg.predict.rule if args.rule is None else args.rule
     calibration, evaluation = (
         () if data is None else evaluate.restrict(evaluate.find_labelled_cases(data=data), args.split, subset)
         for data, subset in ((args.calibrate, "train"), (args.evaluate, "validation"))
     )
     options = {name: getattr(args, name) for name in ("threshold", "metric", "target", "inverse", "maps", "png")}
     result = qc.run_qc(
-        Ensemble(model, cfg, samples, seed, args.rule, args.renormalise),
+        Ensemble(model, cfg, samples, seed, rule, args.renormalise),
         args.out,
         cases=() if args.input is None else list_inputs(args.input),
         calibration_cases=calibration,

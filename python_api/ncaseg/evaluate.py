@@ -17,11 +17,10 @@ from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case, find_cases
 from ncaseg.data.split import load_split
-from ncaseg.ensemble import DEFAULT_RULE, FORMULAS
+from ncaseg.ensemble import FORMULAS
 from ncaseg.files import replacing, write_text
 from ncaseg.models.base import Segmenter
-from ncaseg.protocols import CDAL
-from ncaseg.score_labels import answer, score_protocols
+from ncaseg.score_labels import ON_GRID, answer, score_protocols
 from ncaseg.score_samples import format_protocols, score_samples
 from ncaseg.scores import METRICS, assemble, deviation, mean, sample_deviation, summarise_groups
 
@@ -74,7 +73,7 @@ def score_cases(
     samples: int = 10,
     seed: int = 0,
     empty: str = "one",
-    rule: str = DEFAULT_RULE,
+    rule: str | None = None,
 ) -> dict[str, Any]:
     """Segments and scores every case on its native grid.
 
@@ -91,17 +90,19 @@ def score_cases(
         seed: names the random stream.
         empty: score of a case without foreground in prediction and label: "one", "zero", or "skip" (None in the
             result, and left out of the means).
-        rule: how members become one, see `ncaseg.ensemble.combine`.
+        rule: how members become one, see `ncaseg.ensemble.combine`; None takes the recipe's.
 
     Returns:
         What `ncaseg evaluate --json` writes: `mean`, `std`, `cases`, `classes` (means per class), `model`, `samples`,
         `seed`, `conditions`, `made` (commit, machine), `seconds_per_case`; plain numbers, strings, lists and dicts.
         `classes_std` are deviations over cases as of a sample, n - 1, as in cDAL's paper. A MedSegDiffNCA gets
-        `protocols` as well, see `ncaseg.score_samples`, and a cDAL of pictures E-CDAL there, with `protocols_std`.
+        `protocols` as well, see `ncaseg.score_samples`; a cDAL of pictures has E-CDAL there, and a segmenter on another
+        grid than the native one E-M3D, both with `protocols_std`.
 
     Raises:
         ValueError: a model that samples masks is given an `empty` or a `rule` that it does not have.
     """
+    rule = cfg.predict.rule if rule is None else rule
     if cfg.model.kind == "medsegdiff":
         return score_samples(model, cfg, cases, name=name, samples=samples, seed=seed, empty=empty, rule=rule)
     rows = []
@@ -109,7 +110,7 @@ def score_cases(
         volume = load_case(case, cfg.data)
         found = answer(model, volume, cfg, samples, seed, rule)
         scores = score_volume(found.probabilities, found.labels, volume, cfg, empty)
-        named = score_protocols(found, volume)
+        named = score_protocols(found, volume, cfg)
         rows.append({"id": case.id, "seconds": found.seconds, **scores, **({"protocols": named} if named else {})})
     conditions = {
         "threshold": _describe_threshold(cfg, rule),
@@ -117,8 +118,7 @@ def score_cases(
         "empty": f"prediction and label both empty: {empty}",
         "soft_dice": "2 sum(p t) / (sum(p) + sum(t)), p the largest over channels; no smoothing",
     }
-    if "protocols" in rows[0]:
-        conditions[CDAL] = "foreground alone on the network's grid, label by nearest neighbour; both empty: one"
+    conditions |= dict.fromkeys(rows[0].get("protocols", {}), ON_GRID)
     result = assemble(model, cfg, rows, conditions, name=name, samples=samples, seed=seed)
     for key in (key for key in ("classes", "protocols") if key in rows[0]):
         groups = [row[key] for row in rows]

@@ -19,7 +19,8 @@ class MuonAdamW:
     entry, leaves the others behind. The update is scaled to the size of Adam's: one learning rate serves both.
 
     Args:
-        model: its parameters of two dimensions are the matrices: the two dense layers of an automaton.
+        model: its parameters of two dimensions are the matrices: of an automaton the dense layers, and the biases
+            ``[F, C]`` of the convolution, whose step then has a length of its own.
         cfg: ``lr``, ``weight_decay`` (apart from the gradient, for both), and ``betas`` of AdamW.
 
     Raises:

@@ -94,7 +94,7 @@ def run_ensemble(
     elif cfg.model.is_diffusion:
         return _combine_samples(model, volume, cfg, samples, seed, rule, with_spread)
     else:
-        members = _member_logits(model, volume, cfg, samples, seed)
+        members = map(volume.to_native, member_logits(model, volume, cfg, samples, seed))
     return combine(members, rule=rule, with_spread=with_spread)
 
 
@@ -151,7 +151,7 @@ def predict_path(
     *,
     samples: int | None = None,
     seed: int | None = None,
-    rule: str = DEFAULT_RULE,
+    rule: str | None = None,
     png: bool = False,
     overwrite: bool = False,
     memory: int | None = None,
@@ -169,7 +169,7 @@ def predict_path(
             already has its output is skipped, so that an interrupted run can be repeated.
         samples: members of the ensemble; None takes the recipe's.
         seed: names the random stream; None takes the recipe's.
-        rule: how members become one, see `ncaseg.ensemble.combine`.
+        rule: how members become one, see `ncaseg.ensemble.combine`; None takes the recipe's.
         png: also write `<id>_overlay.png` and `<id>_variance.png` beside each segmentation, and for MedSegDiffNCA and a
             picture `<id>_sampling.png`.
         overwrite: redo the cases of a folder that already have an output.
@@ -190,6 +190,7 @@ def predict_path(
     loaded, cfg = _load(model) if isinstance(model, str | Path) else model
     samples = cfg.predict.samples if samples is None else samples
     seed = cfg.predict.seed if seed is None else seed
+    rule = cfg.predict.rule if rule is None else rule
     todo = _targets(source, out)
     clash = [str(target) for case, target in todo if target.resolve() == case.image.resolve()]
     if clash:
@@ -287,8 +288,8 @@ def _combine_samples(
     return Combined(mean, mean, members.var(0)) if with_spread else Combined(mean)
 
 
-def _member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields the logits `[C_out, *S]` of each member on the native grid; as many run at once as the budget allows."""
+def member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields the logits `[C_out, *S]` of each member on the network's grid; as many run at once as memory allows."""
     import torch
 
     model = _with_own_statistics(model)
@@ -300,7 +301,7 @@ def _member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, 
     for first in range(0, samples, at_once):
         members = image.expand(min(at_once, samples - first), *image.shape)
         with torch.no_grad():
-            yield from volume.to_native(model(members, seed=seed, first_sample=first).cpu().numpy())
+            yield from model(members, seed=seed, first_sample=first).cpu().numpy()
 
 
 def _with_own_statistics(model: Segmenter) -> Segmenter:

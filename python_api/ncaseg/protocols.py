@@ -11,7 +11,7 @@ from PIL import Image
 
 from ncaseg import metrics
 
-AUTHOR, CDAL = "E-AUTHOR", "E-CDAL"
+AUTHOR, CDAL, M3D = "E-AUTHOR", "E-CDAL", "E-M3D"
 AUTHOR_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 LEAST_JACCARD = 0.65  # below it a case counts as failed in the challenge ISIC 2018, task 1
 LEVELS = 256
@@ -75,6 +75,22 @@ def e_cdal(probability: np.ndarray, truth: np.ndarray) -> Scores:
     """
     found = probability > 0.5
     return {"dice": metrics.hard_dice(found, truth), "iou": metrics.iou(found, truth)}
+
+
+def e_m3d(probability: np.ndarray, truth: np.ndarray) -> Scores:
+    """Scores of one volume as the published M3D-NCA code takes them, on the network's grid, padding included.
+
+    Args:
+        probability: ``[*S]`` of the merged foreground.
+        truth: ``[*S]`` bool: the label on that grid, by nearest neighbour.
+
+    Returns:
+        ``soft_dice``, which the published code reports, and ``hard_dice`` at one half.
+    """
+    return {
+        "soft_dice": metrics.soft_dice(probability, truth),
+        "hard_dice": metrics.hard_dice(probability > 0.5, truth),
+    }
 
 
 def check_means(dice: float, overlap: float) -> None:

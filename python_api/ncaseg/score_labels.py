@@ -1,4 +1,4 @@
-"""What evaluation needs of a model's answer for one case, and the scores of cDAL's paper for pictures."""
+"""What evaluation needs of a model's answer for one case, and the scores that papers take on the network's grid."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy as np
 from ncaseg import cdal, medsegdiff, protocols
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume
+from ncaseg.ensemble import combine
 from ncaseg.models.base import Segmenter
-from ncaseg.predict import labels_of, predict_case
+from ncaseg.predict import labels_of, member_logits, predict_case
 from ncaseg.score_samples import grid_mask
+
+ON_GRID = "foreground alone on the network's grid, label by nearest neighbour; both empty: one"
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Answer:
     """The ensemble's answer for one case.
 
     ``probabilities`` ``[C_out, *S]`` and ``labels`` ``[*S]`` are on the native grid, ``grid`` ``[C_out, *S]`` holds the
-    probabilities on the network's (of cDAL only); ``seconds`` passed from the loaded case to the labels.
+    probabilities on the network's (None where that is the native one); ``seconds`` passed from the loaded case to the
+    labels.
     """
 
     probabilities: np.ndarray
@@ -39,13 +43,21 @@ def answer(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: in
         native = volume.to_native(members).mean(0)
         first = int(cfg.model.has_background)
         probabilities, labels, grid = native[first:], labels_of(native, cfg), members.mean(0)[first:]
-    else:
+    elif volume.image.shape[1:] == volume.native_size:
         probabilities, labels, _ = predict_case(model, volume, cfg, samples, seed, rule=rule)
+    else:
+        logits = list(member_logits(model, volume, cfg, samples, seed))
+        probabilities = combine(map(volume.to_native, logits), rule=rule).probabilities
+        labels, grid = labels_of(probabilities, cfg), combine(logits, rule=rule).probabilities
     return Answer(probabilities, labels, grid, time.perf_counter() - began)
 
 
-def score_protocols(found: Answer, volume: Volume) -> dict[str, protocols.Scores]:
-    """E-CDAL of a picture with one label; nothing for volumes, several labels and other models."""
-    if found.grid is None or len(found.grid) > 1 or found.grid.shape[3] > 1:
+def score_protocols(found: Answer, volume: Volume, cfg: Config) -> dict[str, protocols.Scores]:
+    """E-CDAL of a picture with one label by a cDAL; E-M3D of a segmenter that does not work on the native grid."""
+    if found.grid is None:
+        return {}
+    if cfg.model.kind != "cdal":
+        return {protocols.M3D: protocols.e_m3d(found.grid.max(axis=0), grid_mask(volume))}
+    if len(found.grid) > 1 or found.grid.shape[3] > 1:
         return {}
     return {protocols.CDAL: protocols.e_cdal(found.grid[0], grid_mask(volume))}

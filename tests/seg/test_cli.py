@@ -245,11 +245,13 @@ def test_evaluate_says_what_the_ensemble_gains(model, phantoms, tmp_path, capsys
 
 
 def test_rules_of_the_command_are_those_of_the_ensemble(capsys):
-    from ncaseg.ensemble import RULES
+    from ncaseg.ensemble import DEFAULT_RULE, RULES
+    from ncaseg.settings import PredictConfig
 
     code, line = failure(capsys, "evaluate", "m", "--data", "d", "--rule", "mode")
     assert code == 2
     assert all(rule in line for rule in RULES)
+    assert [PredictConfig(rule=rule).rule for rule in RULES] == list(RULES) and PredictConfig().rule == DEFAULT_RULE
 
 
 @pytest.fixture

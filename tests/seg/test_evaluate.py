@@ -1,18 +1,22 @@
 """Scores by hand-computed numbers, the empty rule, the shape of the result, and the choice of cases."""
 
 import csv
+import dataclasses
 import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from seg.tiny import tiny_config, tiny_model, write_scan
 
-from ncaseg import evaluate
+from ncaseg import evaluate, metrics
+from ncaseg.data.dataset import load_case
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import Split, make_split, save_split
 from ncaseg.ensemble import RULES
+from ncaseg.predict import predict_case
 
 PROBABILITIES = np.array([[0.9, 0.8, 0.6, 0.1]], np.float32)  # one channel, four cells
 LABELS = np.array([1, 1, 1, 0], np.uint8)
@@ -175,3 +179,31 @@ def test_rule_reaches_the_prediction_and_the_conditions(phantoms):
     by_rule = {r: evaluate.score_cases(tiny_model(cfg), cfg, cases, name="m", samples=3, rule=r) for r in RULES}
     assert len({scores["mean"]["soft_dice"] for scores in by_rule.values()}) == len(RULES)
     assert by_rule["median"]["conditions"]["threshold"] == "p = sigmoid(median logit) > 0.5"
+    own = dataclasses.replace(cfg, predict=dataclasses.replace(cfg.predict, rule="median"))
+    recipe = evaluate.score_cases(tiny_model(cfg), own, cases, name="m", samples=3)
+    assert recipe["mean"] == by_rule["median"]["mean"] and recipe["conditions"] == by_rule["median"]["conditions"]
+
+
+@pytest.mark.parametrize("fit", ["pad", "resize"])
+def test_the_published_scores_are_those_of_the_grid_of_the_network(phantoms, fit):
+    cfg = tiny_config(size=[16, 16, 16], fit=fit)
+    model, cases = tiny_model(cfg), find_cases(phantoms)[:2]
+    scores = evaluate.score_cases(model, cfg, cases, name="m", samples=3, seed=4)
+    for case, row in zip(cases, scores["cases"], strict=True):
+        volume = load_case(case, cfg.data)
+        images = torch.from_numpy(volume.image)[None].expand(3, -1, -1, -1, -1)
+        with torch.no_grad():
+            logits = [model(image[None], seed=4, first_sample=i)[0, 0].numpy() for i, image in enumerate(images)]
+        p = 1 / (1 + np.exp(-np.mean(logits, axis=0)))
+        truth = np.zeros((16, 16, 16), bool)
+        if fit == "pad":
+            truth[:12, :13, :14] = volume.label > 0
+        else:
+            truth = volume.label[np.ix_(*(np.arange(16) * n // 16 for n in (12, 13, 14)))] > 0
+        soft = 2 * p[truth].sum() / (p.sum() + truth.sum())
+        hard = 2 * (p > 0.5)[truth].sum() / ((p > 0.5).sum() + truth.sum())
+        assert row["protocols"]["E-M3D"] == pytest.approx({"soft_dice": soft, "hard_dice": hard}, rel=1e-5)
+        assert row["soft_dice"] != pytest.approx(soft, rel=1e-3)
+        native = predict_case(model, volume, cfg, 3, 4)[0]
+        assert row["soft_dice"] == metrics.soft_dice(native[0], volume.label > 0)
+    assert "network's grid" in scores["conditions"]["E-M3D"] and "E-M3D  soft_dice" in evaluate.format_table(scores)

@@ -89,6 +89,23 @@ def test_octree_set_up_is_the_published_one():
     assert (cfg.model.norm, cfg.model.pool, cfg.model.steps) == ("none", "nearest", (20, 10, 10, 10, 10))
     assert (cfg.train.ema_decay, cfg.train.ema_interval, cfg.train.lr_interval) == (0.99, "epoch", "epoch")
     assert cfg.train.lr_decay == pytest.approx(0.9999**8)
+    assert (cfg.train.batch_size, cfg.train.epochs, cfg.train.lr, cfg.train.skip_empty) == (3, 2000, 1.6e-3, False)
+    changes = cfg.augment
+    assert (changes.noise, changes.noise_std) == (0.1, (0.0, 0.1))
+    assert (changes.blur, changes.blur_sigma, changes.blur_channel) == (0.2, (0.5, 1.0), 0.5)
+    assert (changes.brightness, changes.contrast, changes.low_resolution) == (0.15, 0.15, 0.25)
+    assert (cfg.predict.samples, cfg.predict.rule) == (10, "median")
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "batch", "epochs"),
+    [("m3d-hippocampus", (20,), 2, 1000), ("m3d-hippocampus-2level", (10, 10), 4, 1000)],
+)
+def test_hippocampus_set_ups_are_the_published_ones(name, steps, batch, epochs):
+    cfg = config.load_recipe(name)
+    assert (cfg.model.steps, cfg.train.batch_size, cfg.train.epochs, cfg.train.duplication) == (steps, batch, epochs, 2)
+    assert (cfg.data.size, cfg.data.fit, cfg.data.validation_fraction) == ((64, 64, 52), "pad", 0.3)
+    assert (cfg.train.lr, cfg.train.lr_decay, cfg.train.optimizer) == (1.6e-3, 0.9999, "adam")
 
 
 def test_med_nca_slices_pass():
