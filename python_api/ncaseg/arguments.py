@@ -96,7 +96,7 @@ def add_reproduce(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("paper", metavar="PAPER", help="m3d, medsegdiffnca, cdal, or a .toml file of that form")
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the tables and runs/")
     verb.add_argument("--runs", type=Path, nargs="+", default=[], metavar="DIR", help="more folders of finished runs")
-    verb.add_argument("--train", action="store_true", help="first train, score and inspect what the plan lacks (hours)")
+    verb.add_argument("--train", action="store_true", help="first run what the plan has for a CPU and lacks (hours)")
     verb.add_argument("--data", type=Path, metavar="DIR", help="the dataset, e.g. Task04_Hippocampus; its name counts")
 
 

@@ -13,8 +13,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ncaseg import arguments
+
+if TYPE_CHECKING:
+    from ncaseg.paper import PlannedRun
 
 EXIT_USAGE, EXIT_DATA, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 2, 3, 4, 130
 DATA_ERRORS = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError, FloatingPointError)
@@ -217,20 +221,34 @@ def _reproduce(args: argparse.Namespace) -> None:
         raise UsageError("--train needs --data DIR, the dataset to train on")
     with _usage_errors():
         paper = load_paper(args.paper)
-    from ncaseg import reproduce, runs
+    from ncaseg import reproduce
 
+    finished = reproduce.finished_runs(paper, args.out, args.runs)
     if args.train:
-        reproduce.run_missing(paper, args.data, args.out)
-    own = [args.out / "runs"] if (args.out / "runs").is_dir() else []
-    finished = runs.of_paper(paper, runs.find_runs([*own, *args.runs]))
+        reproduce.run_missing(paper, args.data, args.out, finished)
+        finished = reproduce.finished_runs(paper, args.out, args.runs)
     written = reproduce.write_tables(paper, finished, args.out, Path(args.paper).stem, args.data)
     print(f"wrote {', '.join(map(str, written))} from {len(finished)} finished runs")
     missing = [] if args.data is None else reproduce.missing_runs(paper, args.data, finished)
     if missing:
-        print(f"not run yet: {', '.join(missing)}")
-        _next(
-            f"ncaseg reproduce {args.paper} -o {args.out} --data {args.data} --train   # takes hours; can be repeated"
-        )
+        _advise(args, missing)
+
+
+def _advise(args: argparse.Namespace, missing: Sequence[PlannedRun]) -> None:
+    light = [run for run in missing if run.trained]
+    heavy = [run for run in missing if not run.trained]
+    if light:
+        print(f"not run yet: {', '.join(run.id for run in light)}")
+    if heavy:
+        print(f"not run yet, and left out by --train: {', '.join(run.id for run in heavy)}")
+    if light:
+        more = " ".join(["", "--runs", *map(str, args.runs)]) if args.runs else ""
+        command = f"ncaseg reproduce {args.paper} -o {args.out} --data {args.data}{more} --train"
+        _next(f"{command}   # takes hours; can be repeated")
+    else:
+        first = heavy[0]
+        recipe = " ".join([first.recipe, *first.overrides])
+        _next(f"ncaseg train {recipe} --data {args.data} --out {args.out / 'runs' / first.id}   # for a larger machine")
 
 
 def _demo(args: argparse.Namespace) -> None:

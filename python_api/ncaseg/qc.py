@@ -68,8 +68,9 @@ def run_qc(
         maps, png: variance maps and pictures of `cases`, see `ncaseg.measure.measure`.
 
     Raises:
-        ValueError: `out` is not a CSV, or holds results of other conditions; the calibration has no threshold; failures
-            are to be counted without a threshold; a volume cannot be read or does not fit.
+        NoThreshold: the calibration has none.
+        ValueError: `out` is not a CSV, or holds results of other conditions; failures are to be counted without a
+            threshold; a volume cannot be read or does not fit.
     """
     files = _Files(out)
     report = _claim(files.json, ensemble.conditions())

@@ -14,6 +14,10 @@ import numpy as np
 TARGET_DICE = 0.8  # below this a segmentation counts as failed (M3D-NCA)
 
 
+class NoThreshold(ValueError):
+    """The calibration cases give no threshold."""
+
+
 def nqm(mean: np.ndarray, variance: np.ndarray) -> float:
     """The NCA quality metric, `NQM = sum(SD) / sum(mean)`: high is bad.
 
@@ -73,7 +77,7 @@ def calibrate(
         inverse: regress NQM on Dice.
 
     Raises:
-        ValueError: fewer than two different points are left, or Dice does not fall with NQM, so that there is no
+        NoThreshold: fewer than two different points are left, or Dice does not fall with NQM, so that there is no
             threshold, or the threshold would not be positive.
     """
     pairs = [
@@ -81,12 +85,12 @@ def calibrate(
     ]
     x, y = np.array(pairs, np.float64).reshape(-1, 2).T
     if len(pairs) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        raise ValueError(
+        raise NoThreshold(
             f"calibration needs points of different NQM and Dice; got {len(pairs)} finite ones without spread"
         )
     covariance = float(np.mean((x - x.mean()) * (y - y.mean())))
     if not covariance < 0:
-        raise ValueError(
+        raise NoThreshold(
             f"Dice must fall with NQM for a threshold to exist; over {len(pairs)} points the slope is "
             f"{covariance / x.var():.4g}. Add volumes that the model fails on, or look at the scatter plot"
         )
@@ -94,7 +98,7 @@ def calibrate(
     intercept = float(y.mean()) - slope * float(x.mean())
     threshold = (target - intercept) / slope
     if not threshold > 0:
-        raise ValueError(
+        raise NoThreshold(
             f"target {target} lies above the line Dice = {intercept:.4g} + {slope:.4g} NQM at every NQM, so that all "
             "volumes would be flagged; take a lower target"
         )

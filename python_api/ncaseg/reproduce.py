@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ncaseg import config, evaluate, label_tables, mask_tables, volume_tables
+from ncaseg import config, evaluate, label_tables, markdown, mask_tables, volume_tables
 from ncaseg.checkpoint import load_model
+from ncaseg.data.index import find_cases
+from ncaseg.data.phantom import has_phantoms
 from ncaseg.files import write_text
 from ncaseg.measure import Ensemble
 from ncaseg.paper import Paper, PlannedRun
 from ncaseg.provenance import describe
 from ncaseg.qc import run_qc
-from ncaseg.runs import Run, is_planned
+from ncaseg.quality import NoThreshold
+from ncaseg.runs import Run, find_runs, is_planned, of_paper
 from ncaseg.score_samples import score_floors
 from ncaseg.train import train
 
@@ -26,45 +29,62 @@ def write_tables(
 ) -> list[Path]:
     """Writes the tables as `OUT/NAME.md` and `OUT/NAME.json`, and returns these two.
 
-    For a paper on sampled masks the runs on the dataset in `data` are drawn as well, see `mask_tables.draw_pictures`.
+    Runs on phantoms stand in a section of their own, `phantoms`, never beside numbers of real data. For a paper on
+    sampled masks the runs on the dataset in `data` are drawn as well, see `mask_tables.draw_pictures`.
     """
     out = Path(out)
     maker = {"volumes": volume_tables, "masks": mask_tables, "labels": label_tables}[paper.form]
-    tables = maker.make_tables(paper, runs)
-    text = maker.to_markdown(paper, tables)
+    tables = maker.make_tables(paper, [run for run in runs if not run.on_phantoms])
+    phantoms = [run.conditions() for run in runs if run.on_phantoms]
+    text = maker.to_markdown(paper, tables) + markdown.phantoms(phantoms)
     if paper.form == "masks" and data is not None:
         text += mask_tables.show_pictures(mask_tables.draw_pictures(runs, data, out))
     paths = [out / f"{name}.md", out / f"{name}.json"]
+    content = {"written": describe(), **tables, "phantoms": phantoms}
     write_text(paths[0], text)
-    write_text(paths[1], json.dumps({"written": describe(), **tables}, indent=1, allow_nan=False) + "\n")
+    write_text(paths[1], json.dumps(content, indent=1, allow_nan=False) + "\n")
     return paths
 
 
-def run_missing(paper: Paper, data: str | Path, out: str | Path) -> list[Path]:
-    """Trains, scores and inspects, one after the other, what the plan has for this dataset and `OUT/runs` lacks.
+def finished_runs(paper: Paper, out: str | Path, more: Iterable[str | Path] = ()) -> list[Run]:
+    """The paper's finished runs in `OUT/runs` and in further folders; errors as `ncaseg.runs.find_runs`."""
+    own = Path(out) / "runs"
+    return of_paper(paper, find_runs([*([own] if own.is_dir() else []), *more]))
 
-    Every part goes on where an earlier call stopped. What the plan leaves to larger machines is not trained.
+
+def run_missing(paper: Paper, data: str | Path, out: str | Path, runs: Sequence[Run] = ()) -> list[Path]:
+    """Trains and scores, one after the other, what `missing_runs` names and the plan does not leave to larger machines.
+
+    Finished runs of the plan in `OUT/runs` are inspected where their quality control is missing. Every part goes on
+    where an earlier call stopped.
 
     Args:
         paper: the plan.
         data: folder of the dataset; its name says which task it is.
         out: folder; a run lands in `OUT/runs/<id>`.
+        runs: the finished ones, see `finished_runs`.
 
     Returns:
-        The folders of the runs of this dataset that are trained here.
+        The folders of the runs that were trained.
 
     Raises:
-        ValueError: the folder's name contains no task of the paper, or see `ncaseg.train.train`.
+        ValueError: the folder's name contains no task of the paper; a run's folder holds one of another recipe (nothing
+            has been trained then); or see `ncaseg.train.train` and `ncaseg.qc.run_qc`.
     """
-    data = Path(data)
-    folders = []
-    for run in filter(lambda planned: planned.trained, planned_for(paper, data)):
-        folders.append(Path(out) / "runs" / run.id)
-        if not (folders[-1] / "scores.json").exists():
-            _train_and_score(run, data, folders[-1])
-        if _is_inspected(paper, run) and "detection" not in _read_json(folders[-1] / "qc.json"):
-            _inspect(paper, data, folders[-1])
-    return folders
+    data, own = Path(data), Path(out) / "runs"
+    plan = _finished_of_plan(paper, data, runs)
+    trained = {planned: own / planned.id for planned, found in plan.items() if planned.trained and not found}
+    for planned, folder in trained.items():
+        _check_folder(planned, folder)
+    for planned, found in plan.items():
+        folders = [run.folder for run in found if run.folder.parent.resolve() == own.resolve()]
+        if planned in trained:
+            folders = [trained[planned]]
+            _train_and_score(planned, data, folders[0])
+        for folder in folders:
+            if _lacks_inspection(paper, planned, folder):
+                _inspect(paper, data, folder)
+    return list(trained.values())
 
 
 def planned_for(paper: Paper, data: str | Path) -> list[PlannedRun]:
@@ -80,15 +100,41 @@ def planned_for(paper: Paper, data: str | Path) -> list[PlannedRun]:
     return planned
 
 
-def missing_runs(paper: Paper, data: str | Path, runs: Sequence[Run]) -> list[str]:
-    """Ids of the planned runs of this dataset that are not among the finished ones; errors as `planned_for`."""
-    return [p.id for p in planned_for(paper, data) if not any(is_planned(p, run.cfg) for run in runs)]
+def missing_runs(paper: Paper, data: str | Path, runs: Sequence[Run]) -> list[PlannedRun]:
+    """The planned runs of this dataset whose recipe no finished run has, up to seeds; errors as `planned_for`.
+
+    Where the dataset is phantoms only runs on phantoms count, elsewhere only the others.
+    """
+    return [planned for planned, found in _finished_of_plan(paper, data, runs).items() if not found]
 
 
-def _is_inspected(paper: Paper, run: PlannedRun) -> bool:
-    """Whether quality control has a meaning for this run: only models that are random have a spread."""
-    is_random = paper.form == "volumes" and config.load_recipe(run.recipe).model.kind != "unet"
-    return is_random and run.variant != "no_duplication"
+def _finished_of_plan(paper: Paper, data: str | Path, runs: Sequence[Run]) -> dict[PlannedRun, list[Run]]:
+    """The finished runs of each planned one of this dataset."""
+    on_phantoms = Path(data).is_dir() and has_phantoms(case.id for case in find_cases(data))
+    fitting = [run for run in runs if run.on_phantoms == on_phantoms]
+    return {planned: [run for run in fitting if is_planned(planned, run.cfg)] for planned in planned_for(paper, data)}
+
+
+def _check_folder(planned: PlannedRun, folder: Path) -> None:
+    """Training refuses a folder of another recipe: better now than after hours of the other runs."""
+    recipe = folder / "recipe.toml"
+    if not recipe.exists():
+        return
+    changes = config.differences(config.load_recipe(recipe), config.load_recipe(planned.recipe, planned.overrides))
+    if changes:
+        raise ValueError(
+            f"{folder} must hold a run of the planned recipe, or nothing; it holds one of another. Move it elsewhere "
+            f"(--runs DIR still shows it if it is finished). Differences: {'; '.join(changes)}"
+        )
+
+
+def _lacks_inspection(paper: Paper, planned: PlannedRun, folder: Path) -> bool:
+    """Whether quality control is missing and has a meaning: only models that are random have a spread."""
+    if paper.form != "volumes" or planned.variant == "no_duplication":
+        return False
+    is_random = config.load_recipe(planned.recipe).model.kind != "unet"
+    has_weights = (folder / "model.safetensors").exists()
+    return is_random and has_weights and "detection" not in _read_json(folder / "qc.json")
 
 
 def _train_and_score(planned: PlannedRun, data: Path, folder: Path) -> None:
@@ -121,7 +167,7 @@ def _inspect(paper: Paper, data: Path, folder: Path) -> None:
             metric=paper.metric,
             target=paper.quality["target"],
         )
-    except ValueError as error:  # no threshold: the table says "-", and the other runs go on
+    except NoThreshold as error:  # the table says "-", and the other runs go on
         print(f"no quality control of {folder.name}: {error}")
 
 

@@ -12,6 +12,7 @@ import torch
 
 from ncaseg import config
 from ncaseg.config import Config
+from ncaseg.data.phantom import has_phantoms
 from ncaseg.data.split import Split, load_split
 from ncaseg.models import build_model
 from ncaseg.paper import Paper, PlannedRun
@@ -60,6 +61,12 @@ class Run:
         """Its recipe and what it changes of that."""
         return self.cfg.name + (f" ({'; '.join(self.changes)})" if self.changes else "")
 
+    @property
+    def on_phantoms(self) -> bool:
+        """Whether a case that it learned from or was scored on is synthetic: its numbers say nothing of real data."""
+        scored = (case["id"] for case in self.scores.get("cases", ()))
+        return has_phantoms((*self.split.train, *self.split.validation, *scored))
+
     def conditions(self) -> dict[str, Any]:
         """What its numbers hold under, as plain values."""
         made = self.scores.get("made", {})
@@ -104,6 +111,18 @@ def of_paper(paper: Paper, runs: Iterable[Run]) -> list[Run]:
     recipes = (_recipe_of(planned) for planned in paper.plan)
     kinds = {cfg.model.kind for cfg in recipes if cfg is not None}
     return [run for run in runs if run.cfg.model.kind in kinds]
+
+
+def experiments(runs: Iterable[Run]) -> list[list[Run]]:
+    """The runs in groups, by their first members: those of a group differ in nothing but `FREE_KEYS`."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        same = next((group for group in groups if not significant_differences(group[0].cfg, run.cfg)), None)
+        if same is None:
+            groups.append([run])
+        else:
+            same.append(run)
+    return groups
 
 
 def significant_differences(old: Config, new: Config) -> list[str]:

@@ -1,24 +1,32 @@
-"""The tables of a paper on volumes beside ours: comparison, ablation, quality control; "-" where there is no number."""
+"""The tables of a paper on volumes beside ours: comparison, ablation, quality control; "-" where there is no number.
+
+A number of ours is one experiment's: the mean over its runs, which differ by seed or split alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from ncaseg.markdown import conditions, percent, table
+from ncaseg.markdown import conditions, percent, spread, table
 from ncaseg.paper import VARIANTS, Paper
-from ncaseg.runs import Run, is_planned
+from ncaseg.runs import Run, experiments, is_planned
+from ncaseg.scores import mean, sample_deviation
+
+RATES = ("detection_rate", "false_negative_rate", "missed_of_passed")
+COUNTS = ("TP", "FP", "FN", "TN")
+OURS = "where n runs differ by seed or split alone, mean ± deviation (n - 1) between the runs"
 
 
 def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
     """The tables `comparison`, `ablation`, `quality` as lists of rows of plain values; `runs` are their conditions.
 
-    All runs are the paper's, see `ncaseg.runs.of_paper`.
+    A Dice is a mean and a deviation, of ours also a number of runs n; in `comparison` the parameters stand before n.
+    The deviation is that over test cases, of ours for n > 1 that between runs (n - 1). All runs are the paper's, see
+    `ncaseg.runs.of_paper`, and none is on phantoms.
     """
     return {
-        "comparison": _comparison(paper, runs),
+        "comparison": _comparison(paper, experiments(runs)),
         "ablation": _ablation(paper, runs),
         "quality": _quality(paper, runs),
         "runs": [run.conditions() for run in runs],
@@ -29,46 +37,44 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
     """The tables as Markdown; a cell "-" was not run here, or not printed there."""
     tasks = paper.tasks
     comparison = [
-        [row["model"], *(cell for task in tasks for cell in (_dice(row[task]), _count(row[task])))]
+        [row["model"], *(cell for task in tasks for cell in _dice_and_parameters(row[task]))]
         for row in tables["comparison"]
     ]
     ablation = [
-        [row["group"], *(cell for v in VARIANTS for cell in (_dice(row["paper"].get(v)), _dice(row["ours"].get(v))))]
+        [row["group"], *(spread(row[who].get(v)) for v in VARIANTS for who in ("paper", "ours"))]
         for row in tables["ablation"]
     ]
-    rates = ("detection_rate", "false_negative_rate", "missed_of_passed")
     quality = [
-        [row["task"], row["source"], *(percent(row.get(rate)) for rate in rates), _confusion(row.get("counts"))]
+        [row["task"], row["source"], *(spread(row.get(rate), percent) for rate in RATES), _confusion(row.get("counts"))]
         for row in tables["quality"]
-    ]
-    runs = [
-        {key: _dice(value) if key.endswith("_dice") else value for key, value in run.items()} for run in tables["runs"]
     ]
     variants = [f"{v.replace('_', ' ')}, {who}" for v in VARIANTS for who in ("paper", "ours")]
     parts = [
-        f"# {paper.title}\n\n{paper.citation}. Dice: mean ± standard deviation over test cases. Ours: {paper.metric}.",
+        f"# {paper.title}\n\n{paper.citation}.\n\nDice: mean ± standard deviation over test cases. "
+        f"Ours: {paper.metric}; {OURS}.\n",
         *(f"* {note}" for note in paper.notes),
         f"\n## Comparison\n\nPaper: {paper.comparison['source']}.\n",
         table(["model", *(head for task in tasks for head in (task, "parameters"))], comparison),
-        f"\n## Ablation\n\nPaper: {paper.ablation['source']}. Ours: mean over runs that differ by their seeds only.\n",
+        f"\n## Ablation\n\nPaper: {paper.ablation['source']}.\n",
         table(["", *variants], ablation),
-        f"\n## Quality control\n\nPaper: {paper.quality['source']}.\n",
-        table(["task", "", "detected TP/(TP+FN)", "FN/all", "FN/(FN+TN)", "TP/FP/FN/TN"], quality),
-        conditions(runs),
+        f"\n## Quality control\n\nPaper: {paper.quality['source']}. Ours: {OURS}; counts are sums over the runs.\n",
+        table(["task", "", "detected TP/(TP+FN)", "FN/all", "FN/(FN+TN)", "/".join(COUNTS)], quality),
+        conditions(tables["runs"]),
     ]
     return "\n".join(parts) + "\n"
 
 
-def _comparison(paper: Paper, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _comparison(paper: Paper, groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
     rows = [dict(row) for row in paper.comparison["rows"]]
     absent = dict.fromkeys(paper.tasks)
-    for run in runs:
+    for group in groups:
+        run = group[0]
         task = next((task for task in paper.tasks if task in run.cfg.name), None)
         if task is not None:
-            numbers = [*run.conditions()[paper.metric], run.num_parameters]
-            rows.append({"model": f"**ours**: {run.title}", **absent, task: numbers})
-    if not any(row["model"].startswith("**ours**") for row in rows):
-        rows.append({"model": "**ours**", **absent})
+            average, deviation, count = _dice([r.scores for r in group], paper.metric)
+            rows.append({"model": f"**ours**: {run.title}", task: [average, deviation, run.num_parameters, count]})
+    if len(rows) == len(paper.comparison["rows"]):
+        rows.append({"model": "**ours**"})
     return [absent | row for row in rows]
 
 
@@ -85,11 +91,10 @@ def _ablation(paper: Paper, runs: Sequence[Run]) -> list[dict[str, Any]]:
             ]
             for variant in VARIANTS
         }
-        ours = {variant: _mean_over([run.scores for run in found], paper.metric) for variant, found in cells.items()}
-        single = [
-            r.scores["comparison"] for r in cells["standard"] if r.scores.get("comparison", {}).get("samples") == 1
-        ]
-        ours["no_ensemble"] = _mean_over(single, paper.metric)
+        scores = {variant: [run.scores for run in found] for variant, found in cells.items()}
+        compared = [entry.get("comparison", {}) for entry in scores["standard"]]
+        scores["no_ensemble"] = [entry for entry in compared if entry.get("samples") == 1]
+        ours = {variant: _dice(found, paper.metric) for variant, found in scores.items() if found}
         numbers = {variant: printed[variant] for variant in VARIANTS if variant in printed}
         rows.append({"group": printed["group"], "paper": numbers, "ours": ours})
     return rows
@@ -97,35 +102,52 @@ def _ablation(paper: Paper, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _quality(paper: Paper, runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = []
+    inspected = [run for run in runs if run.quality is not None and "detection" in run.quality]
+    failures = dict.fromkeys(_found(run)["failure"] for run in inspected)
     for printed in paper.quality["rows"]:
-        rows.append({**printed, "source": "paper"})
-        found = [
-            r for r in runs if printed["task"] in r.cfg.name and r.quality is not None and "detection" in r.quality
+        task = printed["task"]
+        rates = {rate: [printed[rate]] for rate in RATES if rate in printed}
+        ours = [
+            _detection(group)
+            for failure in failures
+            for group in experiments(r for r in inspected if task in r.cfg.name and _found(r)["failure"] == failure)
         ]
-        for run in found:
-            detection = (run.quality or {})["detection"]
-            counts = detection["counts"]["all"]
-            source = f"ours: {run.folder.name}, {detection['failure']}, {detection['flag']}"
-            rows.append({"task": printed["task"], "source": source, "counts": counts, **counts})
-        if not found:
-            rows.append({"task": printed["task"], "source": "ours"})
+        rows += [{"task": task, **row} for row in ({"source": "paper", **rates}, *(ours or [{"source": "ours"}]))]
     return rows
 
 
-def _mean_over(scores: Sequence[Mapping[str, Any]], metric: str) -> list[float] | None:
-    """Mean and deviation of the Dice, each averaged over runs."""
-    if not scores:
-        return None
-    return [float(np.mean([entry[key][metric] for entry in scores])) for key in ("mean", "std")]
+def _detection(group: Sequence[Run]) -> dict[str, Any]:
+    """What quality control finds over the runs of an experiment; a rate that a run does not have does not count."""
+    flags = "; ".join(dict.fromkeys(_found(run)["flag"] for run in group))
+    counts = [_found(run)["counts"]["all"] for run in group]
+    rates = {rate: [entry[rate] for entry in counts if entry[rate] is not None] for rate in RATES}
+    return {
+        "source": f"ours: {group[0].title}, {_found(group[0])['failure']}, {flags}",
+        **{rate: _over_runs(values) for rate, values in rates.items() if values},
+        "counts": {name: sum(entry[name] for entry in counts) for name in COUNTS},
+    }
 
 
-def _dice(numbers: Sequence[float] | None) -> str:
-    return "-" if numbers is None else f"{numbers[0]:.3f} ± {numbers[1]:.3f}"
+def _found(run: Run) -> dict[str, Any]:
+    return (run.quality or {})["detection"]
 
 
-def _count(numbers: Sequence[float] | None) -> str:
-    return "-" if numbers is None else f"{int(numbers[2]):,}"
+def _dice(scores: Sequence[Mapping[str, Any]], metric: str) -> list[Any]:
+    """The Dice of at least one run, given what each has as `mean` and `std` over its cases."""
+    return _over_runs([entry["mean"][metric] for entry in scores], scores[0]["std"][metric])
+
+
+def _over_runs(values: Sequence[float], alone: float | None = None) -> list[Any]:
+    """Mean, deviation, number: the deviation is that between runs (n - 1), or `alone` for one run."""
+    return [mean(values), sample_deviation(values) if len(values) > 1 else alone, len(values)]
+
+
+def _dice_and_parameters(numbers: Sequence[Any] | None) -> list[str]:
+    if numbers is None:
+        return ["-", "-"]
+    average, deviation, parameters, *count = numbers
+    return [spread([average, deviation, *count]), f"{parameters:,}"]
 
 
 def _confusion(counts: Mapping[str, int] | None) -> str:
-    return "-" if counts is None else "/".join(str(counts[name]) for name in ("TP", "FP", "FN", "TN"))
+    return "-" if counts is None else "/".join(str(counts[name]) for name in COUNTS)

@@ -327,8 +327,17 @@ def test_reproduce_writes_tables_and_lists_what_is_missing(tmp_path, capsys):
     assert run("reproduce", "m3d", "-o", tmp_path / "out", "--data", tmp_path / "Task04_Hippocampus") == 0
     output = capsys.readouterr().out
     assert "from 0 finished runs" in output
-    assert "not run yet: hippocampus, hippocampus-no-duplication" in output
+    assert "not run yet: hippocampus-native-duplication, hippocampus-native-no-duplication, " in output
+    assert "left out by --train: hippocampus, hippocampus-no-duplication, " in output
+    assert output.splitlines()[-1].startswith(f"next: ncaseg reproduce m3d -o {tmp_path / 'out'} --data ")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["m3d.json", "m3d.md"]
+
+
+def test_reproduce_says_how_to_train_what_it_leaves_out(tmp_path, capsys):
+    out, data = tmp_path / "out", tmp_path / "Task05_Prostate"
+    assert run("reproduce", "m3d", "-o", out, "--data", data, "--train") == 0
+    train = f"next: ncaseg train m3d-prostate --data {data} --out {out / 'runs' / 'prostate-2level'} "
+    assert capsys.readouterr().out.splitlines()[-1].startswith(train)
 
 
 @pytest.mark.parametrize(

@@ -170,9 +170,10 @@ trained = false
     )
     out = tmp_path / "out"
     assert main(["reproduce", str(tmp_path / "tiny.toml"), "-o", str(out), "--data", str(data), "--train"]) == 0
-    assert "not run yet: huge" in capsys.readouterr().out
+    assert "not run yet, and left out by --train: huge" in capsys.readouterr().out
     scores = json.loads((out / "runs" / "tiny" / "scores.json").read_text())
     assert scores["samples"] == 5 and scores["comparison"]["samples"] == 1
     (row,) = json.loads((out / "tiny.json").read_text())["tables"][0]["rows"]
     assert row["ours"]["scores"] == [[pytest.approx(100 * scores["mean"]["hard_dice"]), None]]
-    assert reproduce.missing_runs(load_paper(tmp_path / "tiny.toml"), data, find_runs([out / "runs"])) == ["huge"]
+    (missing,) = reproduce.missing_runs(load_paper(tmp_path / "tiny.toml"), data, find_runs([out / "runs"]))
+    assert missing.id == "huge"

@@ -5,12 +5,13 @@ import json
 
 import pytest
 
-from ncaseg import reproduce, volume_tables
+from ncaseg import qc, reproduce, volume_tables
 from ncaseg.cli import main
 from ncaseg.config import load_recipe, to_toml
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import make_split, save_split
 from ncaseg.paper import load_paper
+from ncaseg.quality import Calibration, NoThreshold
 from ncaseg.runs import find_runs
 
 TINY = ["model.channels=4", "model.hidden=8", "model.steps=[2]", "train.steps=1", "train.validate_every=0"]
@@ -21,12 +22,14 @@ OWN = {
 }
 
 
-def write_run(folder, recipe="m3d-hippocampus", overrides=(), *, dice=0.9, single=0.88, quality=None, parameters=None):
+def write_run(
+    folder, recipe="m3d-hippocampus", overrides=(), *, dice=0.9, single=0.88, quality=None, parameters=None, ids="abcd"
+):
     """A folder as a finished run leaves it, with given scores."""
     folder.mkdir(parents=True)
     cfg = load_recipe(recipe, overrides)
     (folder / "recipe.toml").write_text(to_toml(cfg))
-    save_split(folder / "split.json", make_split("abcd", 0.25, seed=cfg.data.split_seed))
+    save_split(folder / "split.json", make_split(ids, 0.25, seed=cfg.data.split_seed))
     scores = {"num_cases": 1, "samples": 10, "seed": 0, "parameters": parameters, "conditions": {}}
     for key, value in (("mean", dice), ("std", 0.02)):
         scores[key] = {"soft_dice": value, "hard_dice": value + 0.01, "iou": value}
@@ -54,30 +57,96 @@ def test_without_runs_ours_is_a_dash(m3d, tmp_path):
     assert "No finished run was found." in text
 
 
+def found_failures(tp, fp, fn, tn, threshold):
+    """A `qc.json` with these counts, and rates that follow from them."""
+    counts = {"TP": tp, "FP": fp, "FN": fn, "TN": tn, "cases": tp + fp + fn + tn}
+    rates = {"detection_rate": tp / (tp + fn) if tp + fn else None, "false_negative_rate": fn / counts["cases"]}
+    rates |= {"missed_of_passed": fn / (fn + tn), "false_alarm_rate": fp / (fp + tn)}
+    return {
+        "detection": {
+            "counts": {"all": counts | rates},
+            "failure": "soft_dice < 0.8",
+            "flag": f"NQM > {threshold}",
+        }
+    }
+
+
 def test_runs_stand_where_they_belong(m3d, tmp_path):
-    counts = {"TP": 9, "FP": 1, "FN": 1, "TN": 9, "cases": 20}
-    rates = {"detection_rate": 0.9, "false_negative_rate": 0.05, "missed_of_passed": 0.1, "false_alarm_rate": 0.1}
-    detection = {"counts": {"all": counts | rates}, "failure": "soft_dice < 0.8", "flag": "NQM > 0.2"}
-    write_run(tmp_path / "a", dice=0.90, quality={"detection": detection})
+    write_run(tmp_path / "a", dice=0.90, quality=found_failures(9, 1, 1, 9, 0.2))
     write_run(tmp_path / "b", overrides=["train.seed=1", "data.split_seed=3"], dice=0.92, single=0.86)
     write_run(tmp_path / "c", overrides=["train.duplication=1"], dice=0.85)
     write_run(tmp_path / "d", overrides=["train.lr=0.1"], dice=0.5)
+    write_run(tmp_path / "e", "m3d-hippocampus-fast", ["train.steps=2000"], dice=0.8)
+    write_run(tmp_path / "f", "m3d-hippocampus-fast", dice=0.89)
     tables = volume_tables.make_tables(m3d, find_runs([tmp_path]))
 
-    ours = {row["model"]: row["hippocampus"] for row in tables["comparison"][11:]}
-    assert ours["**ours**: m3d-hippocampus (train.lr: 0.0016 -> 0.1)"] == [0.5, 0.02, 8768]
-    assert ours["**ours**: m3d-hippocampus (train.duplication: 2 -> 1)"] == [0.85, 0.02, 8768]
+    ours = {row["model"].removeprefix("**ours**: "): row["hippocampus"] for row in tables["comparison"][11:]}
+    spread = 0.02 / 2**0.5  # of 0.90 and 0.92, n - 1; of a run alone 0.02 over cases
+    assert ours == {
+        "m3d-hippocampus": [pytest.approx(0.91), pytest.approx(spread), 8768, 2],
+        "m3d-hippocampus (train.duplication: 2 -> 1)": [0.85, 0.02, 8768, 1],
+        "m3d-hippocampus (train.lr: 0.0016 -> 0.1)": [0.5, 0.02, 8768, 1],
+        "m3d-hippocampus-fast (train.steps: 4000 -> 2000)": [0.8, 0.02, 3712, 1],
+        "m3d-hippocampus-fast": [0.89, 0.02, 3712, 1],
+    }
     (row,) = (row for row in tables["ablation"] if row["group"] == "hippocampus, 1 level")
-    assert row["ours"]["standard"] == pytest.approx([0.91, 0.02])  # two seeds; not the run of another learning rate
-    assert row["ours"]["no_duplication"] == pytest.approx([0.85, 0.02])
-    assert row["ours"]["no_ensemble"] == pytest.approx([0.87, 0.03])
+    assert row["ours"]["standard"] == pytest.approx([0.91, spread, 2])  # not the run of another learning rate
+    assert row["ours"]["no_duplication"] == pytest.approx([0.85, 0.02, 1])
+    assert row["ours"]["no_ensemble"] == pytest.approx([0.87, spread, 2])
     text = volume_tables.to_markdown(m3d, tables)
-    assert "| hippocampus | ours: a, soft_dice < 0.8, NQM > 0.2 | 90.0 % | 5.0 % | 10.0 % | 9/1/1/9 |" in text
-    assert "| a | m3d-hippocampus | unknown | none | 8768 | 3 | 1 | 0 | 0 | 10 | 0 | abc | a CPU |" in text
+    assert "| **ours**: m3d-hippocampus | 0.910 ± 0.014 (n = 2) | 8,768 | - | - |" in text
+    assert (
+        "| hippocampus, 1 level | - | 0.910 ± 0.014 (n = 2) | - | 0.850 ± 0.020 | - | 0.870 ± 0.014 (n = 2) |" in text
+    )
+    assert "mean ± deviation (n - 1) between the runs" in text
+    detected = "ours: m3d-hippocampus, soft_dice < 0.8, NQM > 0.2 | 90.0 % | 5.0 % | 10.0 % | 9/1/1/9 |"
+    assert f"| hippocampus | {detected}" in text
+    seeds_and_dice = {"a": ("0 | 0", "0.900 ± 0.020 | 0.910 ± 0.030"), "b": ("3 | 1", "0.920 ± 0.020 | 0.930 ± 0.030")}
+    for run, (seeds, dice) in seeds_and_dice.items():  # each with its conditions
+        row = f"| {run} | m3d-hippocampus | unknown | none | 8768 | 3 | 1 | {seeds} | 10 | 0 | abc | a CPU | {dice} |"
+        assert row in text
+
+
+def test_quality_control_is_one_row_for_an_experiment(m3d, tmp_path):
+    write_run(tmp_path / "a", quality=found_failures(8, 1, 2, 9, 0.2))
+    write_run(tmp_path / "b", overrides=["train.seed=1"], quality=found_failures(6, 0, 4, 10, 0.25))
+    write_run(tmp_path / "c", overrides=["train.seed=2"], quality=found_failures(0, 0, 0, 20, 0.2))  # nothing failed
+    other = found_failures(5, 0, 5, 10, 0.3)
+    other["detection"]["failure"] = "hard_dice < 0.8"
+    write_run(tmp_path / "d", overrides=["train.seed=3"], quality=other)
+    text = volume_tables.to_markdown(m3d, volume_tables.make_tables(m3d, find_runs([tmp_path])))
+    rates = "70.0 % ± 14.1 % (n = 2) | 10.0 % ± 10.0 % (n = 3)"
+    assert f"ours: m3d-hippocampus, soft_dice < 0.8, NQM > 0.2; NQM > 0.25 | {rates} |" in text
+    assert "| 14/1/6/39 |" in text
+    assert "ours: m3d-hippocampus, hard_dice < 0.8, NQM > 0.3 | 50.0 % | 25.0 % | 33.3 % | 5/0/5/10 |" in text
+
+
+def test_phantoms_stand_apart(m3d, tmp_path):
+    """Known by the names of their cases: in the split, or where others than those of the split were scored."""
+    phantoms = [f"phantom_{number:03d}" for number in range(4)]
+    write_run(tmp_path / "runs" / "a", "m3d-prostate", dice=0.99, ids=phantoms, quality=found_failures(9, 1, 1, 9, 0.2))
+    scores = write_run(tmp_path / "runs" / "b", dice=0.98) / "scores.json"
+    scores.write_text(json.dumps(json.loads(scores.read_text()) | {"cases": [{"id": phantoms[0]}]}))
+    write_run(tmp_path / "runs" / "c", overrides=["train.seed=1"], dice=0.91)
+    runs = find_runs([tmp_path / "runs"])
+    markdown, data = reproduce.write_tables(m3d, runs, tmp_path / "out", "m3d")
+    content = json.loads(data.read_text())
+    assert [row["run"] for row in content["phantoms"]] == ["a", "b"]
+    assert [row["run"] for row in content["runs"]] == ["c"]
+    real, _, apart = markdown.read_text().partition("## Phantoms (no real data)")
+    assert "| **ours**: m3d-hippocampus | 0.910 ± 0.020 | 8,768 | - | - |" in real
+    assert "0.99" not in real and "0.98" not in real and "| prostate | ours | - |" in real
+    assert "| a | m3d-prostate |" in apart and "| 0.990 ± 0.020 | 1.000 ± 0.030 |" in apart and "| c |" not in apart
+    prostate = reproduce.missing_runs(m3d, tmp_path / "task05_prostate", runs)
+    assert "prostate-2level" in [planned.id for planned in prostate]
+
+
+def test_missing_is_what_no_run_has_up_to_seeds(m3d, tmp_path):
+    write_run(tmp_path / "a", "m3d-hippocampus-fast", ["train.seed=1"])
+    write_run(tmp_path / "b", "m3d-hippocampus-native", ["train.steps=10"])
     planned = [run.id for run in m3d.plan if run.task == "hippocampus"]
-    found = {"hippocampus", "hippocampus-no-duplication"}
     missing = reproduce.missing_runs(m3d, tmp_path / "task04_hippocampus", find_runs([tmp_path]))
-    assert missing == [id for id in planned if id not in found] != []
+    assert [run.id for run in missing] == [id for id in planned if id != "hippocampus-fast"]
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -95,7 +164,7 @@ def test_tables_are_written_as_text_and_json(m3d, tmp_path):
     markdown, data = reproduce.write_tables(m3d, find_runs([tmp_path]), tmp_path / "out", "m3d")
     assert markdown.read_text().startswith("# M3D-NCA")
     content = json.loads(data.read_text())
-    assert {"written", "comparison", "ablation", "quality", "runs"} == set(content)
+    assert {"written", "comparison", "ablation", "quality", "runs", "phantoms"} == set(content)
 
 
 def test_unfinished_folders_are_no_runs(tmp_path):
@@ -148,27 +217,77 @@ task = "phantom"
 recipe = "{recipe}"
 group = "one level"
 variant = "standard"
+[[runs]]
+id = "large"
+task = "phantom"
+recipe = "{recipe}"
+overrides = ["train.steps=1000000"]
+trained = false
 """
     )
     return tmp_path / "tiny.toml"
 
 
-def test_missing_runs_are_made_once(tiny_paper, tmp_path, monkeypatch, capsys):
-    data = write_phantoms(tmp_path / "Phantoms", 5, seed=0, size=(12, 13, 14))
-    paper = load_paper(tiny_paper)
-    (folder,) = reproduce.run_missing(paper, data, tmp_path / "out")
-    assert folder == tmp_path / "out" / "runs" / "small"
+@pytest.fixture
+def phantoms(tmp_path):
+    return write_phantoms(tmp_path / "Phantoms", 5, seed=0, size=(12, 13, 14))
+
+
+def fail(*_, **__):
+    raise AssertionError("trained again")
+
+
+def test_missing_runs_are_made_once(tiny_paper, phantoms, tmp_path, monkeypatch):
+    # A model of one step has no line that falls for certain.
+    monkeypatch.setattr(
+        qc, "calibrate", lambda *_, **__: Calibration(0.8, 0.0035, 1.0, -57.0, -0.9, 6, 0, "Dice on NQM")
+    )
+    paper, out = load_paper(tiny_paper), tmp_path / "out"
+    assert reproduce.run_missing(paper, phantoms, out) == [out / "runs" / "small"]
+    folder = out / "runs" / "small"
     scores = json.loads((folder / "scores.json").read_text())
     assert (scores["samples"], scores["num_cases"], scores["comparison"]["samples"]) == (10, 2, 1)
-    quality = json.loads((folder / "qc.json").read_text())
-    # A model of one step need not have a falling line; then the reason is said.
-    assert "detection" in quality or "no quality control of small: " in capsys.readouterr().out
-
-    def fail(*_, **__):
-        raise AssertionError("trained again")
+    assert json.loads((folder / "qc.json").read_text())["detection"]["counts"]["all"]["cases"] == 2 * 4
 
     monkeypatch.setattr(reproduce, "train", fail)
-    reproduce.run_missing(paper, data, tmp_path / "out")
-    tables = volume_tables.make_tables(paper, find_runs([tmp_path / "out" / "runs"]))
-    assert tables["ablation"][0]["ours"]["standard"][0] == pytest.approx(scores["mean"]["soft_dice"])
-    assert tables["runs"][0]["test_cases"] == 2
+    runs = reproduce.finished_runs(paper, out)
+    assert reproduce.run_missing(paper, phantoms, out, runs) == []
+    assert [planned.id for planned in reproduce.missing_runs(paper, phantoms, runs)] == ["large"]
+    _, data = reproduce.write_tables(paper, runs, out, "tiny")
+    content = json.loads(data.read_text())
+    assert content["phantoms"][0]["soft_dice"][0] == pytest.approx(scores["mean"]["soft_dice"])
+    assert content["ablation"][0]["ours"] == {}  # the paper's data are real
+
+    # Found under --runs it is not trained either, and nothing is written beside it.
+    (folder / "qc.json").unlink()
+    command = ["reproduce", str(tiny_paper), "--data", str(phantoms), "--train", "--runs", str(out / "runs")]
+    assert main([*command, "-o", str(tmp_path / "other")]) == 0
+    assert not (tmp_path / "other" / "runs").exists() and not (folder / "qc.json").exists()
+
+
+def test_no_threshold_is_said_and_other_errors_are_errors(tiny_paper, phantoms, tmp_path, monkeypatch, capsys):
+    def refuse(error):
+        def calibrate(*_, **__):
+            raise error
+
+        monkeypatch.setattr(qc, "calibrate", calibrate)
+
+    paper, out = load_paper(tiny_paper), tmp_path / "out"
+    refuse(NoThreshold("Dice must fall with NQM"))
+    reproduce.run_missing(paper, phantoms, out)
+    assert "no quality control of small: Dice must fall with NQM" in capsys.readouterr().out
+    refuse(ValueError("phantom_001 cannot be read"))
+    with pytest.raises(ValueError, match="phantom_001 cannot be read"):
+        reproduce.run_missing(paper, phantoms, out, reproduce.finished_runs(paper, out))
+
+
+def test_a_folder_of_another_recipe_is_named_before_anything_is_trained(tiny_paper, phantoms, tmp_path, monkeypatch):
+    paper, out = load_paper(tiny_paper), tmp_path / "out"
+    write_run(out / "runs" / "small", paper.plan[0].recipe, ["train.lr=0.5"])
+    monkeypatch.setattr(reproduce, "train", fail)
+    runs = reproduce.finished_runs(paper, out)
+    assert [planned.id for planned in reproduce.missing_runs(paper, phantoms, runs)] == ["small", "large"]
+    with pytest.raises(
+        ValueError, match=r"small must hold a run of the planned recipe.*Move it.*train.lr: 0.5 -> 0.0032"
+    ):
+        reproduce.run_missing(paper, phantoms, out, runs)

@@ -1,6 +1,7 @@
 """Synthetic labelled volumes in the layout of the Medical Segmentation Decathlon, for the demo and the tests."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ from ncaseg import files
 
 SPACING_MM = (1.0, 0.9, 1.2)
 OBLIQUE_DEGREES = 7.0
+PREFIX = "phantom_"  # of every id: wherever a case is named, it is seen to be synthetic
 
 
 def write_phantoms(folder: str | Path, count: int, seed: int = 0, size: tuple[int, int, int] = (24, 28, 24)) -> Path:
@@ -29,7 +31,7 @@ def write_phantoms(folder: str | Path, count: int, seed: int = 0, size: tuple[in
     affine = _affine(size)
     entries = []
     for number in range(count):
-        name = f"phantom_{number:03d}.nii.gz"
+        name = f"{PREFIX}{number:03d}.nii.gz"
         image, label = make_phantom(seed, number, size)
         for kind, array in (("imagesTr", image), ("labelsTr", label)):
             with files.replacing(folder / kind / name) as temporary:
@@ -48,6 +50,16 @@ def write_phantoms(folder: str | Path, count: int, seed: int = 0, size: tuple[in
     }
     files.write_text(folder / "dataset.json", json.dumps(index, indent=1) + "\n")
     return folder
+
+
+def has_phantoms(ids: Iterable[str]) -> bool:
+    """Whether any of these cases is synthetic, told by its name.
+
+    Example:
+        >>> has_phantoms(["hippocampus_001", "phantom_003"])
+        True
+    """
+    return any(name.startswith(PREFIX) for name in ids)
 
 
 def make_phantom(seed: int, number: int, size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
