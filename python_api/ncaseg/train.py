@@ -21,7 +21,7 @@ from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore, grid_sizes
 from ncaseg.data.index import Case, find_cases, find_groups
 from ncaseg.data.split import Split, load_split, make_split, save_split
-from ncaseg.levels import Triple, check_reflection, pad_size, smaller, working_sizes
+from ncaseg.levels import Triple, check_reflection, or_native, pad_size, smaller, working_sizes
 from ncaseg.logs import Progress, RunLog
 from ncaseg.memory import check_memory
 from ncaseg.models import build_model
@@ -140,19 +140,13 @@ def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
 def _level_sizes(size: Triple, cfg: Config) -> list[list[Triple]]:
     """What the levels work on for a volume of this grid: in training, where a box may be cut, and in prediction."""
     model, whole = cfg.model, [()] * len(cfg.model.steps)
-    box = _cut(size, cfg.data.crop)
+    box = or_native(cfg.data.crop, size)
     if model.kind == "cdal":
-        window = smaller(_cut(size, cfg.cdal.window), size)
+        window = smaller(or_native(cfg.cdal.window, size), size)
         return [working_sizes(cells, model.scales, whole) for cells in (box, window)]
     box, size = (pad_size(cells, model.scales, model.pad) for cells in (box, size))
     trained = working_sizes(box, model.scales, model.training_patches)
     return [trained, working_sizes(size, model.scales, whole)]
-
-
-def _cut(size: Triple, wanted: tuple[int, ...]) -> Triple:
-    """The cells of a box in a volume; 0, or no box at all, takes what there is."""
-    x, y, z = (want if want > 0 else have for want, have in zip(wanted or size, size, strict=True))
-    return x, y, z
 
 
 def learning_rate(cfg: TrainConfig, updates: int, total: int, epoch: int = 0, per_epoch: int = 1) -> float:

@@ -14,7 +14,7 @@ from ncaseg.data.index import Case
 from ncaseg.data.pictures import is_picture, open_mask, open_picture
 from ncaseg.data.resample import resize_back, resize_image, resize_mask
 from ncaseg.data.standard import standardise
-from ncaseg.levels import Triple
+from ncaseg.levels import Triple, or_native
 
 AFFINE_TOLERANCE = 1e-3  # mm; well above the rounding of NIfTI's float32 geometry, well below a voxel
 
@@ -150,7 +150,7 @@ def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndar
         share = f"{bad} of {data.size} voxels are NaN or infinite"
         raise ValueError(f"{case.image} must be finite; {share}. Repair the file or drop the case")
     size = data.shape[:3]
-    for axis, have, target in zip("XYZ", size, grid_size(size, cfg), strict=True):
+    for axis, have, target in zip("XYZ", size, or_native(cfg.size, size), strict=True):
         if cfg.fit == "pad" and have > target:
             both = f"{case.image} of size {size} is larger than data.size {cfg.size} on axis {axis}"
             raise ValueError(f'{both}; enlarge data.size, or set data.fit="resize"')
@@ -158,13 +158,6 @@ def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndar
     for channel, modality in zip(image, cfg.modalities, strict=True):
         channel[...] = data[..., modality]
     return image
-
-
-def grid_size(native: tuple[int, ...], cfg: DataConfig) -> tuple[int, ...]:
-    """The network's grid for a volume of this size."""
-    return (
-        tuple(want if want > 0 else have for have, want in zip(native, cfg.size, strict=True)) if cfg.size else native
-    )
 
 
 def grid_sizes(cases: Iterable[Case], cfg: DataConfig) -> dict[str, Triple]:
@@ -178,8 +171,7 @@ def grid_sizes(cases: Iterable[Case], cfg: DataConfig) -> dict[str, Triple]:
         native = (0, 0, 0) if cfg.size and all(cfg.size) else _open(case.image).shape[:3]
         if len(native) < 3:
             raise ValueError(f"{case.image} must have 3 axes, or 4 with the modalities last; got shape {native}")
-        x, y, z = grid_size(native, cfg)
-        found[case.id] = (x, y, z)
+        found[case.id] = or_native(cfg.size, native)
     return found
 
 
@@ -191,7 +183,7 @@ def _normalise(image: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
             _clip_min_max(channel, cfg, case)
     else:
         low, high = float(image.min()), float(image.max())
-    size = grid_size(image.shape[1:], cfg)
+    size = or_native(cfg.size, image.shape[1:])
     if size != image.shape[1:]:
         image = pad_end(image, size) if cfg.fit == "pad" else resize_image(image, size, cfg.resample)
         if cfg.fit == "resize" and not cfg.clip_again:
