@@ -111,7 +111,7 @@ def _spell_out(tree: Mapping[str, Any]) -> Mapping[str, Any]:
         if "scales" in model or not sizes or any(n < 1 for size in sizes for n in size):
             raise ValueError(f"model.sizes must be positive, one triple per level, without model.scales; got {sizes}")
         if levels.or_native(data.size, sizes[-1]) != sizes[-1]:
-            raise ValueError(f"model.sizes must end with data.size {data.size} (0: any); got {sizes[-1]}. Change either")
+            raise ValueError(f"model.sizes must end with data.size {data.size} (0: any); got {sizes[-1]}")
         model["scales"] = levels.scales_of(sizes)
     if model.get("steps") == "auto":
         kernels = model.get("kernel_sizes", ModelConfig.kernel_sizes)

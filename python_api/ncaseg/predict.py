@@ -222,6 +222,7 @@ def predict_path(
                 from ncaseg.strip import draw_strip
 
                 draw_strip(f"{_stem(target)}_sampling.png", loaded, volume, cfg, samples, seed)
+        del volume, labels, variance  # before the next case is read
     return [target for _, target in todo]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 
 from ncaseg.config import DataConfig
@@ -99,7 +100,7 @@ def loading_bytes(case: Case, cfg: DataConfig) -> int:
     native = _native_size(source.shape, case)
     grid = or_native(cfg.size, native)
     stored, scalings = source.get_data_dtype().itemsize, 0
-    if nib.is_proxy(source.dataobj):  # each of the two makes a float64 copy
+    if isinstance(source.dataobj, ArrayProxy):  # each of the two makes a float64 copy
         scalings = int(source.dataobj.slope != 1) + int(source.dataobj.inter != 0)
     voxels = math.prod(source.shape)
     image = 4 * len(cfg.modalities) * math.prod(max(pair) for pair in zip(native, grid, strict=True))
