@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 
@@ -73,12 +74,12 @@ def add_qc(verb: argparse.ArgumentParser) -> None:
     )
     _add_ensemble(verb, default=None)
     verb.add_argument(
-        "--threshold", type=float, metavar="T", help="flag cases whose NQM is above (default: calibrated)"
+        "--threshold", type=_finite, metavar="T", help="flag cases whose NQM is above (default: calibrated)"
     )
     verb.add_argument("--calibrate", type=Path, metavar="DATA", help="fit T on the training cases of --split in DATA")
     verb.add_argument("--evaluate", type=Path, metavar="DATA", help="count found failures on its validation cases")
     verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of the run, for the two above")
-    verb.add_argument("--target", type=float, default=0.8, metavar="DICE", help="a failure is below (default: 0.8)")
+    verb.add_argument("--target", type=_finite, default=0.8, metavar="DICE", help="a failure is below (default: 0.8)")
     metrics = ("hard_dice", "soft_dice")
     verb.add_argument(
         "--metric", choices=metrics, default=metrics[0], help="the Dice of the target (default: hard_dice)"
@@ -130,6 +131,16 @@ def _bytes(text: str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number; got {text!r}")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import resource
 import sys
@@ -27,13 +28,13 @@ def parse_bytes(text: str) -> int:
 
 
 def show_bytes(count: float) -> str:
-    """A size for people.
+    """A size for people; megabytes are rounded up, so that little is not nothing.
 
     Example:
-        >>> show_bytes(2_340_000_000), show_bytes(51_000_000)
+        >>> show_bytes(2_340_000_000), show_bytes(50_300_000)
         ('2.34 GB', '51 MB')
     """
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"
 
 
 def resident_bytes() -> int:

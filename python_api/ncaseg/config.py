@@ -74,7 +74,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     """Build a :class:`Config` from nested mappings (TOML or JSON); raises as :func:`load_recipe`.
 
     Two entries of a recipe are spelt out here: ``model.sizes``, one triple per level, gives ``model.scales``; and
-    ``model.steps = "auto"`` gives the steps after which news has crossed what a level works on.
+    ``model.steps = "auto"`` gives the steps after which news has crossed what a level works on in training.
     """
     return _build(Config, _spell_out(tree), "")
 
@@ -105,24 +105,30 @@ def _spell_out(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(model, Mapping):
         return tree
     model = dict(model)
+    data = _build(DataConfig, tree.get("data", {}), "data.")
     if "sizes" in model:
         sizes = _convert(model.pop("sizes"), tuple[tuple[int, int, int], ...], "model.sizes")
         if "scales" in model or not sizes or any(n < 1 for size in sizes for n in size):
             raise ValueError(f"model.sizes must be positive, one triple per level, without model.scales; got {sizes}")
+        if levels.or_native(data.size, sizes[-1]) != sizes[-1]:
+            raise ValueError(f"model.sizes must end with data.size {data.size} (0: any); got {sizes[-1]}")
         model["scales"] = levels.scales_of(sizes)
     if model.get("steps") == "auto":
         kernels = model.get("kernel_sizes", ModelConfig.kernel_sizes)
         cfg = _build(Config, {**tree, "model": {**model, "steps": [0] * len(kernels)}}, "")
-        if not all(cfg.data.size) or not cfg.data.size:
-            raise ValueError('model.steps "auto" needs data.size, the volume to cross; got a recipe for native sizes')
-        model["steps"] = levels.steps_to_cross(_working_sizes(cfg), cfg.model.kernel_sizes)
+        model["steps"] = levels.steps_to_cross(_crossed_sizes(cfg), cfg.model.kernel_sizes)
     return {**tree, "model": model}
 
 
-def _working_sizes(cfg: Config) -> list[levels.Triple]:
-    """Cells of each level's patch in training on volumes of ``data.size``."""
-    x, y, z = cfg.data.size
-    return levels.working_sizes((x, y, z), cfg.model.scales, cfg.model.patches)
+def _crossed_sizes(cfg: Config) -> list[tuple[int, ...]]:
+    """Cells of what each level works on in training, along the axes that its automaton sees."""
+    model, data = cfg.model, cfg.data
+    size = levels.or_native(data.crop, levels.or_native(data.size, (0, 0, 0)))
+    if not all(size[: model.ndim]):
+        axes = "XYZ"[: model.ndim]
+        given = f"data.size {data.size} and data.crop {data.crop}"
+        raise ValueError(f'model.steps "auto" needs data.size or data.crop on the axes {axes} to cross; got {given}')
+    return [cells[: model.ndim] for cells in levels.working_sizes(size, model.scales, model.training_patches)]
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

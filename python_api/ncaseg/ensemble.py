@@ -34,7 +34,8 @@ def combine(members: Iterable[np.ndarray], *, rule: str = DEFAULT_RULE, with_spr
 
     "mean-logit" is `sigmoid(mean_i l_i)`, as in the published M3D-NCA code; "mean-probability" is the mean over i of
     `sigmoid(l_i)`; "median" is the sigmoid of the median logit of each cell (of an even number, the mean of the middle
-    two). Means and variance are running ones: members from an iterator are held one at a time. The median holds all.
+    two). Means and variance are running ones: members from an iterator are held one at a time. The median holds all,
+    and copies one place of the first axis of space at a time.
 
     Args:
         members: at least one array of logits `[C_out, *S]`, all of one shape; may be an iterator.
@@ -63,7 +64,8 @@ def combine(members: Iterable[np.ndarray], *, rule: str = DEFAULT_RULE, with_spr
     if rule == "mean-logit":
         combined = sigmoid(logits.mean)
     elif rule == "median":
-        combined = sigmoid(np.median(held, axis=0))
+        rows = [np.median([member[:, row] for member in held], axis=0) for row in range(held[0].shape[1])]
+        combined = sigmoid(np.stack(rows, axis=1))
     else:
         combined = probabilities.mean
     if not with_spread:

@@ -13,11 +13,13 @@ from tempfile import gettempdir
 import numpy as np
 
 from ncaseg.budget import resident_bytes, show_bytes
-from ncaseg.data.dataset import Volume
-from ncaseg.edge import EdgeModel, entry_rows, entry_source, logits_of, size_of, slabs
-from ncaseg.ensemble import Combined, combine
+from ncaseg.data.dataset import Volume, loading_bytes
+from ncaseg.data.index import Case
+from ncaseg.edge import SLAB_BYTES, EdgeModel, entry_rows, entry_source, logits_of, size_of, slabs
+from ncaseg.ensemble import DEFAULT_RULE, Combined, combine
 from ncaseg.levels import Triple
 from ncaseg.scratch import Box, DiskState
+from ncaseg.settings import DataConfig
 from ncaseg.tile_plan import TilePlan, plan_tiles, tile_bytes
 from ncaseg.tiles import run_tiles
 
@@ -42,8 +44,24 @@ class Plan:
         return f"{need}: in tiles, with {show_bytes(self.scratch_bytes)} of files\n{levels}"
 
 
+def check_loading(case: Case, cfg: DataConfig, budget_bytes: int) -> None:
+    """Raise a ValueError unless the budget holds reading an image and normalising it, beside what is in use now."""
+    need = resident_bytes() + loading_bytes(case, cfg) + SLAB_BYTES  # for slices and the buffers of the file
+    if need > budget_bytes:
+        raise ValueError(
+            f"memory must hold {case.image} while it is read and normalised, {show_bytes(need)} with what is in use "
+            f"already; got {show_bytes(budget_bytes)}. Give more memory"
+        )
+
+
 def plan_prediction(
-    model: EdgeModel, volume: Volume, *, samples: int, budget_bytes: int, with_variance: bool = False
+    model: EdgeModel,
+    volume: Volume,
+    *,
+    samples: int,
+    budget_bytes: int,
+    with_variance: bool = False,
+    rule: str = DEFAULT_RULE,
 ) -> Plan:
     """Whole if it fits, else tiles, given what this process occupies now (the image is part of that).
 
@@ -52,6 +70,7 @@ def plan_prediction(
         samples: members of the ensemble.
         budget_bytes: the most memory that the process may occupy.
         with_variance: whether the variance map is asked for, which lies in memory.
+        rule: how members become one; the median holds all of them.
 
     Raises:
         ValueError: the budget does not hold one tile; the message names the amounts.
@@ -60,9 +79,11 @@ def plan_prediction(
     sizes = model.sizes(size)
     cells = max(math.prod(size), math.prod(volume.native_size))
     used = resident_bytes() + cells * (5 if with_variance else 1)
+    logits = 4 * cfg.out_channels * cells
+    held = samples * logits if rule == "median" else 0
     # Combining holds up to ten arrays of logits, but no state.
     states = max(tile_bytes(s, p, model.spec) for s, p in zip(sizes, model.levels, strict=True))
-    whole = used + max(states + 16 * cfg.out_channels * cells, 40 * cfg.out_channels * cells) + RESERVE_BYTES
+    whole = used + max(states + 4 * logits, 10 * logits) + held + RESERVE_BYTES
     if whole <= budget_bytes:
         return Plan(whole, budget_bytes)
     if cfg.ndim == 2:
@@ -70,14 +91,14 @@ def plan_prediction(
             f"memory must hold whole volumes with model.ndim 2, {show_bytes(whole)}; got {show_bytes(budget_bytes)}. "
             "Give more memory"
         )
-    # Resizing takes the logits of a member as a whole, and some copies of them.
-    resizing = 16 * cfg.out_channels * cells if volume.is_resized else 0
-    left = budget_bytes - used - RESERVE_BYTES - resizing
+    # Resizing takes the logits of a member as a whole, and some copies of them; the median a row of all members.
+    resizing = 4 * logits if volume.is_resized else 0
+    left = budget_bytes - used - RESERVE_BYTES - max(resizing, held // volume.native_size[0])
     tiles = tuple(
         plan_tiles(s, p, model.spec, steps, left) for s, p, steps in zip(sizes, model.levels, cfg.steps, strict=True)
     )
     last = 4 * cfg.channels * math.prod(sizes[-1])
-    return Plan(whole, budget_bytes, tiles, 2 * last + 4 * cfg.out_channels * cells * samples)
+    return Plan(whole, budget_bytes, tiles, 2 * last + logits * samples)
 
 
 def run_in_tiles(

@@ -83,7 +83,7 @@ def scales_of(sizes: Sequence[Triple]) -> tuple[Triple, ...]:
     return tuple(found)
 
 
-def steps_to_cross(sizes: Sequence[Triple], kernel_sizes: Sequence[int]) -> tuple[int, ...]:
+def steps_to_cross(sizes: Sequence[Sequence[int]], kernel_sizes: Sequence[int]) -> tuple[int, ...]:
     """Steps after which every cell of a level has heard of every other: the longest side over (k - 1) / 2, rounded up.
 
     Raises:
@@ -121,6 +121,17 @@ def pad_size(size: Triple, scales: Sequence[Triple], pad: str) -> Triple:
     """The size that a model works on: a multiple of all factors, unless ``pad`` is "none"."""
     factors = factors_of(scales)[0]
     return size if pad == "none" else times(ceil_divide(size, factors), factors)
+
+
+def or_native(wanted: Sequence[int], native: Sequence[int]) -> Triple:
+    """The cells wanted; 0 keeps the native size of an axis, and no sizes at all that of every axis.
+
+    Example:
+        >>> or_native((8, 8, 0), (35, 50, 36)), or_native((), (35, 50, 36))
+        ((8, 8, 36), (35, 50, 36))
+    """
+    x, y, z = (want if want > 0 else have for want, have in zip(wanted or native, native, strict=True))
+    return x, y, z
 
 
 def times(triple: Triple, factors: Triple) -> Triple:

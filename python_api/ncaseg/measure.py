@@ -63,7 +63,10 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Row:
-    """One measured volume: clean or with an artefact; a Dice of the merged foreground where there is a label."""
+    """One measured volume: clean or with an artefact; a Dice of the merged foreground where there is a label.
+
+    ``content`` is that of the files, see :func:`content_of`; rows of tables that lack it are measured anew.
+    """
 
     id: str
     artifact: str
@@ -71,6 +74,7 @@ class Row:
     hard_dice: float | None
     soft_dice: float | None
     image: str
+    content: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -92,7 +96,7 @@ def measure(
         ensemble: what to run.
         cases: volumes, with or without labels.
         kinds: "clean" and artefacts, see `ncaseg.artifacts`; those are applied to the normalised image.
-        table: CSV of the rows; cases that it holds are not run again.
+        table: CSV of the rows; cases that it holds are not run again, unless their image or label has changed since.
         maps: folder for `<id>_variance.nii.gz`, the population variance of the probabilities of each clean volume
             (float32, mean over output channels) in the geometry of the scan; None writes none.
         png: with `maps`, also draw `<id>_overlay.png` and `<id>_variance.png` there.
@@ -107,17 +111,29 @@ def measure(
     rows = []
     for case in tqdm(cases, desc="qc", unit="case", disable=None):
         map_file = None if maps is None else Path(maps) / f"{case.id}_variance.nii.gz"
-        missing = [k for k in kinds if (str(case.image), k) not in done or (k == CLEAN and _is_absent(map_file))]
+        content = content_of(case)
+        known = {kind for image, kind in done if image == str(case.image) and done[image, kind].content == content}
+        missing = [k for k in kinds if k not in known or (k == CLEAN and _is_absent(map_file))]
         if missing:
             volume = load_case(case, ensemble.cfg.data)
             for kind in missing:
-                row, combined = _measure_volume(ensemble, volume, case, kind)
+                row, combined = _measure_volume(ensemble, volume, case, kind, content)
                 done[row.key] = row
                 if kind == CLEAN and map_file is not None:
                     _write_maps(map_file, combined, volume, ensemble.cfg, png)
             write_table(table, done.values())
         rows += [done[str(case.image), kind] for kind in kinds]
     return rows
+
+
+def content_of(case: Case) -> str:
+    """Tells whether image or label were replaced: 16 digits of the SHA-256 of both."""
+    found = hashlib.sha256()
+    for path in (case.image, case.label):
+        if path is not None:
+            with open(path, "rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
 
 
 def read_table(path: str | Path) -> list[Row]:
@@ -139,7 +155,7 @@ def write_table(path: str | Path, rows: Iterable[Row], threshold: float | None =
     """Writes rows as CSV; `flagged` is yes or no, and empty without a threshold."""
     names = [field.name for field in dataclasses.fields(Row)]
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=[*names[:-1], "flagged", names[-1]])
+        writer = csv.DictWriter(file, fieldnames=[*names[:-2], "flagged", *names[-2:]])
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) | {"flagged": flag_of(row, threshold)} for row in rows)
 
@@ -151,7 +167,7 @@ def flag_of(row: Row, threshold: float | None) -> str:
     return "yes" if is_flagged(row.nqm, threshold) else "no"
 
 
-def _measure_volume(ensemble: Ensemble, volume: Volume, case: Case, kind: str) -> tuple[Row, Combined]:
+def _measure_volume(ensemble: Ensemble, volume: Volume, case: Case, kind: str, content: str) -> tuple[Row, Combined]:
     plain = unstandardise(volume.image, ensemble.cfg.data)
     image = corrupt(plain, kind, seed=ensemble.seed, case=case.id, renormalise=ensemble.renormalise)
     seen = dataclasses.replace(volume, image=standardise(image, ensemble.cfg.data))
@@ -170,7 +186,8 @@ def _measure_volume(ensemble: Ensemble, volume: Volume, case: Case, kind: str) -
         labels = labels_of(combined.probabilities, ensemble.cfg)
         scores = score_volume(combined.probabilities, labels, volume, ensemble.cfg, "one")
     value = nqm(combined.mean, combined.variance)
-    return Row(case.id, kind, value, scores["hard_dice"], scores["soft_dice"], str(case.image)), combined
+    row = Row(case.id, kind, value, scores["hard_dice"], scores["soft_dice"], str(case.image), content)
+    return row, combined
 
 
 def _write_maps(path: Path, combined: Combined, volume: Volume, cfg: Config, png: bool) -> None:
@@ -191,4 +208,4 @@ def _parse(entry: Mapping[str, str]) -> Row:
         return float(text) if text else None
 
     dices = (number(entry["hard_dice"]), number(entry["soft_dice"]))
-    return Row(entry["id"], entry["artifact"], float(entry["nqm"]), *dices, entry["image"])
+    return Row(entry["id"], entry["artifact"], float(entry["nqm"]), *dices, entry["image"], entry.get("content", ""))

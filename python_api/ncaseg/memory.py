@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 import ncakern
+from ncaseg.budget import show_bytes
 from ncaseg.config import Config, ModelConfig
-from ncaseg.levels import Triple, pad_size, working_sizes
+from ncaseg.levels import Triple, or_native, pad_size, working_sizes
 from ncaseg.models.cdal.build import build_discriminator, build_generator
 
 FLOAT_BYTES = 4
@@ -48,14 +49,14 @@ def check_memory(cfg: Config, sizes: Sequence[Triple], device: torch.device) -> 
     size = max(sizes, key=math.prod)
     step, cache = step_bytes(cfg, size), cache_bytes(cfg, sizes)
     cells = "x".join(str(n) for n in size)
-    need = f"about {show(step)} for a training step on {cells} cells"
+    need = f"about {show_bytes(step)} for a training step on {cells} cells"
     free = free_bytes(device)
     on_cpu = cache if device.type == "cpu" else 0
     if on_cpu:
-        need += f", {show(cache)} for the volumes"
+        need += f", {show_bytes(cache)} for the volumes"
     if free is not None and step + on_cpu > free:
-        raise MemoryError(f"training needs {need}; {show(free)} are free. {_advice(cfg, size, free - on_cpu)}")
-    return f"memory: {need}; " + ("free memory unknown" if free is None else f"{show(free)} free")
+        raise MemoryError(f"training needs {need}; {show_bytes(free)} are free. {_advice(cfg, size, free - on_cpu)}")
+    return f"memory: {need}; " + ("free memory unknown" if free is None else f"{show_bytes(free)} free")
 
 
 def step_bytes(cfg: Config, size: Triple, keep_every: int | None = None) -> int:
@@ -65,9 +66,7 @@ def step_bytes(cfg: Config, size: Triple, keep_every: int | None = None) -> int:
     """
     model, train = cfg.model, cfg.train
     keep = train.keep_every if keep_every is None else keep_every
-    if cfg.data.crop:
-        x, y, z = (want if want > 0 else have for want, have in zip(cfg.data.crop, size, strict=True))
-        size = (x, y, z)
+    size = or_native(cfg.data.crop, size)
     depth = min(train.slices, size[2]) if train.slices > 0 else 1
     batch = train.batch_size * train.duplication * cfg.data.crops * depth
     if train.slices > 0:
@@ -155,11 +154,6 @@ def free_bytes(device: torch.device, *, cgroup: Path = CGROUP) -> int | None:
     return min(rooms, default=None)
 
 
-def show(count: int) -> str:
-    """Bytes for people: "1.9 GB", "12 MB" (powers of ten)."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"
-
-
 def _cgroup_room(folder: Path) -> int | None:
     try:
         limit, used = ((folder / name).read_text().strip() for name in CGROUP_FILES)
@@ -174,6 +168,6 @@ def _advice(cfg: Config, size: Triple, free: int) -> str:
     if cfg.model.kind != "unet" and best > cfg.train.keep_every:
         least = step_bytes(cfg, size, best)
         if least <= free:
-            return f"train.keep_every={best} needs {show(least)} for the same result, and some more time"
-        return f"{smaller}; train.keep_every={best} alone still needs {show(least)}"
+            return f"train.keep_every={best} needs {show_bytes(least)} for the same result, and some more time"
+        return f"{smaller}; train.keep_every={best} alone still needs {show_bytes(least)}"
     return smaller

@@ -19,7 +19,7 @@ from ncaseg.data.pictures import is_picture, save_mask
 from ncaseg.edge import EdgeModel, from_torch, run_member
 from ncaseg.ensemble import DEFAULT_RULE, Combined, combine
 from ncaseg.files import replacing
-from ncaseg.large import Plan, check_scratch, plan_prediction, run_in_tiles
+from ncaseg.large import Plan, check_loading, check_scratch, plan_prediction, run_in_tiles
 
 # Nothing up here loads torch: a model that is an EdgeModel does without.
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def predict_path(
     Raises:
         FileNotFoundError: no such model, file or folder.
         ValueError: an output would replace its input, a volume cannot be read or does not fit, or `memory` does not
-            hold one tile.
+            hold one tile, or the image while it is read.
         OSError: `scratch` has no room.
     """
     source, out = Path(source), Path(out)
@@ -203,13 +203,14 @@ def predict_path(
     if memory is not None and not isinstance(loaded, EdgeModel):
         loaded = from_torch(loaded, cfg.model)
     for case, target in _with_progress(todo):
+        if memory is not None:
+            check_loading(case, cfg.data, memory)
         volume = load_case(case, cfg.data)
         if memory is not None and isinstance(loaded, EdgeModel):
-            plan = plan_prediction(loaded, volume, samples=samples, budget_bytes=memory, with_variance=png)
+            options: dict[str, Any] = {"with_variance": png, "rule": rule}
+            plan = plan_prediction(loaded, volume, samples=samples, budget_bytes=memory, **options)
             print(f"{case.id}: {plan}", flush=True)
-            labels, variance = predict_large(
-                loaded, volume, cfg, samples, seed, plan, with_variance=png, rule=rule, scratch=scratch
-            )
+            labels, variance = predict_large(loaded, volume, cfg, samples, seed, plan, scratch=scratch, **options)
         else:
             _, labels, variance = predict_case(loaded, volume, cfg, samples, seed, with_variance=png, rule=rule)
         if is_picture(case.image):
@@ -222,6 +223,7 @@ def predict_path(
                 from ncaseg.strip import draw_strip
 
                 draw_strip(f"{_stem(target)}_sampling.png", loaded, volume, cfg, samples, seed)
+        del volume, labels, variance  # before the next case is read
     return [target for _, target in todo]
 
 

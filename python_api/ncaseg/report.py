@@ -32,10 +32,11 @@ def draw_overlay(
     """Writes a PNG of the image with the outline of the prediction (orange) and, where given, of the label (cyan).
 
     A volume is shown in three planes through the middle of the prediction; small ones are magnified without smoothing.
+    Only slices are copied, so that large volumes, and those in mapped files, cost no memory of their size.
 
     Args:
         path: the PNG to write.
-        image: `[*S]`, 2D or 3D, any real dtype; shown between its 0.5th and 99.5th percentiles.
+        image: `[*S]`, 2D or 3D, any real dtype; shown between the 0.5th and 99.5th percentiles of the planes.
         prediction: `[*S]` integer labels, 0 is background.
         label: `[*S]` integer labels, or None.
         spacing_mm: size of a cell along each axis, so that anisotropic volumes keep their proportions; None is 1 mm.
@@ -44,12 +45,12 @@ def draw_overlay(
         ValueError: the arrays differ in shape, or are not 2D or 3D.
     """
     spacing_mm = _check_picture(spacing_mm, image=image, prediction=prediction, label=label)
-    grey = _to_grey(image)
     centre = _centre_of(prediction if label is None or prediction.any() else label)
     scale = PANEL_PX / max(n * mm for n, mm in zip(image.shape, spacing_mm, strict=True))
+    axes = range(3) if image.ndim == 3 else (None,)
     panels = []
-    for axis in range(3) if image.ndim == 3 else (None,):
-        panel = _panel(_plane(grey, axis, centre), _plane_spacing(spacing_mm, axis), scale).convert("RGB")
+    for axis, grey in zip(axes, _to_grey([_plane(image, axis, centre) for axis in axes]), strict=True):
+        panel = _panel(grey, _plane_spacing(spacing_mm, axis), scale).convert("RGB")
         if label is not None:
             _draw_outline(panel, _plane(label, axis, centre), LABEL_COLOUR, width=4)
         _draw_outline(panel, _plane(prediction, axis, centre), PREDICTION_COLOUR, width=2)
@@ -72,7 +73,7 @@ def draw_triptych(
 
     Args:
         path: the PNG to write.
-        image, prediction: as in `draw_overlay`.
+        image, prediction: as in `draw_overlay`; the percentiles are those of the slice.
         variance: `[*S]`, of the probabilities over the ensemble; white is its largest value, given in the caption.
         spacing_mm: as in `draw_overlay`.
     """
@@ -80,18 +81,17 @@ def draw_triptych(
     axis = 2 if image.ndim == 3 else None
     index = image.shape[-1] // 2
     if axis is not None and prediction.any():
-        index = int(np.count_nonzero(prediction, axis=(0, 1)).argmax())
+        index = int(_profiles(prediction)[axis].argmax())
     largest = float(variance.max())
+    shown, labels, spread = (_plane(array, axis, (index,) * 3) for array in (image, prediction, variance))
     columns = {
-        "image": _to_grey(image),
-        "prediction": _stretch(prediction.astype(np.float64), 0.0, max(1.0, float(prediction.max()))),
-        f"variance, 0 to {largest:.3g}": _stretch(variance.astype(np.float64), 0.0, largest),
+        "image": _to_grey([shown])[0],
+        "prediction": _stretch(labels, 0.0, max(1.0, float(prediction.max()))),
+        f"variance, 0 to {largest:.3g}": _stretch(spread, 0.0, largest),
     }
     in_plane = _plane_spacing(spacing_mm, axis)
-    planes = {name: _plane(array, axis, (index,) * 3) for name, array in columns.items()}
-    shape = next(iter(planes.values())).shape
-    scale = PANEL_PX / max(n * mm for n, mm in zip(shape, in_plane, strict=True))
-    save_png(_row_of([(_panel(plane, in_plane, scale), name) for name, plane in planes.items()], []), path)
+    scale = PANEL_PX / max(n * mm for n, mm in zip(shown.shape, in_plane, strict=True))
+    save_png(_row_of([(_panel(plane, in_plane, scale), name) for name, plane in columns.items()], []), path)
 
 
 def draw_sampling(
@@ -157,18 +157,30 @@ def _check_picture(spacing_mm: Sequence[float] | None, **arrays: np.ndarray | No
 
 def _stretch(array: np.ndarray, low: float, high: float) -> np.ndarray:
     """Maps [low, high] to 0..255."""
-    return (np.clip((array - low) / max(high - low, 1e-12), 0.0, 1.0) * 255).astype(np.uint8)
+    values = array.astype(np.float64)
+    return (np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0) * 255).astype(np.uint8)
 
 
-def _to_grey(image: np.ndarray) -> np.ndarray:
-    low, high = np.percentile(image, (0.5, 99.5))
-    return _stretch(image.astype(np.float64), float(low), float(high))
+def _to_grey(planes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    low, high = np.percentile(np.concatenate([plane.ravel() for plane in planes]), (0.5, 99.5))
+    return [_stretch(plane, float(low), float(high)) for plane in planes]
+
+
+def _profiles(labels: np.ndarray) -> list[np.ndarray]:
+    """How many cells of `[*S]` are not 0 at each place along each axis; one slice at a time."""
+    profiles = [np.zeros(n, np.int64) for n in labels.shape]
+    for place, cells in enumerate(labels):
+        profiles[0][place] = np.count_nonzero(cells)
+        for axis, profile in enumerate(profiles[1:]):
+            others = tuple(other for other in range(cells.ndim) if other != axis)
+            profile += np.count_nonzero(cells, axis=others)
+    return profiles
 
 
 def _centre_of(labels: np.ndarray) -> tuple[int, ...]:
     if not labels.any():
         return tuple(n // 2 for n in labels.shape)
-    return tuple(int(round(axis.mean())) for axis in np.nonzero(labels))
+    return tuple(int(round(np.average(np.arange(len(counts)), weights=counts))) for counts in _profiles(labels))
 
 
 def _plane(volume: np.ndarray, axis: int | None, index: Sequence[int]) -> np.ndarray:

@@ -21,7 +21,7 @@ from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore, grid_sizes
 from ncaseg.data.index import Case, find_cases, find_groups
 from ncaseg.data.split import Split, load_split, make_split, save_split
-from ncaseg.levels import Triple, check_reflection, pad_size, smaller, working_sizes
+from ncaseg.levels import Triple, check_reflection, or_native, pad_size, smaller, working_sizes
 from ncaseg.logs import Progress, RunLog
 from ncaseg.memory import check_memory
 from ncaseg.models import build_model
@@ -76,9 +76,9 @@ def train(
     average = make_average(model, cfg.train)
     per_epoch = steps_per_epoch(len(split.train), cfg.train)
     total = cfg.train.steps if cfg.train.steps > 0 else cfg.train.epochs * per_epoch
-    step = updates = 0
+    step = updates = averaged = 0  # averaged: the updates when the running mean last moved
     if (out / "state.pt").exists():
-        step, updates = _restore(out / "state.pt", task, average, split)
+        step, updates, averaged = _restore(out / "state.pt", task, average, split)
 
     with RunLog(out, (*COLUMNS, *task.columns), keep_through=step) as log, Progress(total, start=step) as progress:
         while step < total:
@@ -89,7 +89,7 @@ def train(
             outcome = task.step(volumes, draw_batches(split.train, cfg.train, step), step, rate)
             lr = rate(cfg.train)
             if not outcome.is_finite:
-                _save(out, task, average, split, step, updates)
+                _save(out, task, average, split, step, updates, averaged)
                 raise FloatingPointError(
                     f"training stopped at step {step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}, lr "
                     f"{lr:.3g}; the last good state is in {out / 'state.pt'}. Lower train.lr or set "
@@ -97,8 +97,9 @@ def train(
                 )
             updates += outcome.learned
             step += 1
-            if outcome.learned and average is not None and is_averaged(cfg.train, step, updates, per_epoch):
+            if average is not None and is_averaged(cfg.train, step, updates, averaged, per_epoch):
                 average.update_parameters(model)
+                averaged = updates
 
             val_dice = None
             if cfg.train.validate_every > 0 and _is_due(step, total, cfg.train.validate_every):
@@ -115,7 +116,7 @@ def train(
             shown = "" if val_dice is None else f"  val dice {val_dice:.3f}"
             progress.update(step, f"loss {outcome.loss:.4f}  lr {lr:.2e}{shown}")
             if _is_due(step, total, cfg.train.checkpoint_every):
-                _save(out, task, average, split, step, updates)
+                _save(out, task, average, split, step, updates, averaged)
     return out / "model.safetensors"
 
 
@@ -140,19 +141,13 @@ def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
 def _level_sizes(size: Triple, cfg: Config) -> list[list[Triple]]:
     """What the levels work on for a volume of this grid: in training, where a box may be cut, and in prediction."""
     model, whole = cfg.model, [()] * len(cfg.model.steps)
-    box = _cut(size, cfg.data.crop)
+    box = or_native(cfg.data.crop, size)
     if model.kind == "cdal":
-        window = smaller(_cut(size, cfg.cdal.window), size)
+        window = smaller(or_native(cfg.cdal.window, size), size)
         return [working_sizes(cells, model.scales, whole) for cells in (box, window)]
     box, size = (pad_size(cells, model.scales, model.pad) for cells in (box, size))
     trained = working_sizes(box, model.scales, model.training_patches)
     return [trained, working_sizes(size, model.scales, whole)]
-
-
-def _cut(size: Triple, wanted: tuple[int, ...]) -> Triple:
-    """The cells of a box in a volume; 0, or no box at all, takes what there is."""
-    x, y, z = (want if want > 0 else have for want, have in zip(wanted or size, size, strict=True))
-    return x, y, z
 
 
 def learning_rate(cfg: TrainConfig, updates: int, total: int, epoch: int = 0, per_epoch: int = 1) -> float:
@@ -173,9 +168,12 @@ def make_average(model: Segmenter, cfg: TrainConfig) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay))
 
 
-def is_averaged(cfg: TrainConfig, step: int, updates: int, per_epoch: int) -> bool:
-    """Whether the weights after ``step`` steps, ``updates`` of them with a gradient, enter the running mean."""
-    return updates > cfg.ema_start and (cfg.ema_interval == "step" or step % per_epoch == 0)
+def is_averaged(cfg: TrainConfig, step: int, updates: int, averaged: int, per_epoch: int) -> bool:
+    """Whether the weights after ``step`` steps, ``updates`` of them with a gradient, enter the running mean.
+
+    They do not where they are still those that entered it after ``averaged`` updates.
+    """
+    return updates > max(cfg.ema_start, averaged) and (cfg.ema_interval == "step" or step % per_epoch == 0)
 
 
 def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:
@@ -236,20 +234,24 @@ def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str
     return split
 
 
-def _save(out: Path, task: Task, average: AveragedModel | None, split: Split, step: int, updates: int) -> None:
+def _save(
+    out: Path, task: Task, average: AveragedModel | None, split: Split, step: int, updates: int, averaged: int
+) -> None:
     best = best_weights(task.model, average)
     weights = "last" if best is task.model else "average"
     metadata = {"step": str(step), "split_sha256": split.sha256, "weights": weights}
     save_model(out / "model.safetensors", best, task.cfg, metadata)
     state = {"step": step, "updates": updates, "split_sha256": split.sha256} | task.state()
-    save_state(out / "state.pt", state if average is None else state | {"average": average.state_dict()})
+    mean = {} if average is None else {"average": average.state_dict(), "averaged": averaged}
+    save_state(out / "state.pt", state | mean)
 
 
-def _restore(path: Path, task: Task, average: AveragedModel | None, split: Split) -> tuple[int, int]:
+def _restore(path: Path, task: Task, average: AveragedModel | None, split: Split) -> tuple[int, int, int]:
     state = load_state(path)
     if state["split_sha256"] != split.sha256:
         raise ValueError(f"{path} belongs to another split than the one in {path.parent / 'split.json'}")
     task.restore(state)
     if average is not None:
         average.load_state_dict(state["average"])
-    return state["step"], state["updates"]
+    # States of older versions do not say; theirs is right where the last update has been averaged.
+    return state["step"], state["updates"], state.get("averaged", state["updates"])

@@ -323,6 +323,14 @@ def test_qc_usage_errors_exit_with_2(arguments, message, capsys):
     assert message in line
 
 
+@pytest.mark.parametrize("option", ["--threshold", "--target"])
+@pytest.mark.parametrize("value", ["inf", "nan", "high"])
+def test_qc_wants_finite_numbers(option, value, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("qc", "m", "in", "-o", "qc.csv", option, value)
+    assert f"argument {option}: must be a finite number; got '{value}'" in capsys.readouterr().err
+
+
 def test_reproduce_writes_tables_and_lists_what_is_missing(tmp_path, capsys):
     assert run("reproduce", "m3d", "-o", tmp_path / "out", "--data", tmp_path / "Task04_Hippocampus") == 0
     output = capsys.readouterr().out

@@ -118,8 +118,29 @@ def test_sizes_of_levels_stand_for_scales():
 def test_automatic_steps_become_numbers():
     assert config.load_recipe("m3d-hippocampus-2level", ["model.steps=auto"]).model.steps == (11, 32)
     assert config.load_recipe("m3d-hippocampus", ["model.steps=auto"]).model.steps == (22,)
-    with pytest.raises(ValueError, match="needs data.size"):
+    with pytest.raises(ValueError, match="needs data.size or data.crop on the axes XYZ to cross"):
         config.load_recipe("demo", ["model.steps=auto"])
+
+
+def test_automatic_steps_cross_the_box_and_not_the_slices():
+    def steps(*overrides):
+        return config.load_recipe("med-nca", ["model.steps=auto", *overrides]).model.steps
+
+    assert steps() == (64, 64)  # 64x64 cells of 256x256; the third axis is native
+    assert steps("data.size=[256, 256, 900]") == (64, 64)
+    assert steps("data.crop=[128, 96, 0]") == steps("data.size=[]", "data.crop=[128, 96, 0]") == (32, 32)
+    assert steps("data.crop=[0, 96, 0]", "model.patches=[[], []]") == (64, 256)
+    with pytest.raises(ValueError, match=r"on the axes XY to cross; got data.size \(256, 0, 0\) and data.crop \(\)"):
+        steps("data.size=[256, 0, 0]")
+    assert config.load_recipe("medsegdiff-small", ["model.steps=auto"]).model.steps == (16, 64)  # whole levels
+
+
+def test_sizes_of_levels_end_with_the_size_of_the_data():
+    sizes = ["model.kernel_sizes=[3, 3]", "model.steps=[1, 1]", "model.sizes=[[5, 9, 6], [10, 18, 12]]"]
+    for size in ("[]", "[10, 0, 0]", "[10, 18, 12]"):
+        assert config.load_recipe("demo", [*sizes, f"data.size={size}"]).model.scales == ((2, 2, 2),)
+    with pytest.raises(ValueError, match=r"model\.sizes must end with data\.size \(10, 16, 0\) .* got \(10, 18, 12\)"):
+        config.load_recipe("demo", [*sizes, "data.size=[10, 16, 0]"])
 
 
 def test_steps_or_epochs_is_required(tmp_path):

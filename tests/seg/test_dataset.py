@@ -1,6 +1,7 @@
 """Case to arrays: the normalisation by hand, the geometry, and every broken file by name."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from ncaseg.config import DataConfig, load_recipe
-from ncaseg.data.dataset import CaseStore, encode_label, grid_sizes, load_case, pad_end
+from ncaseg.data.dataset import CaseStore, encode_label, grid_sizes, load_case, loading_bytes, pad_end
 from ncaseg.data.index import Case, find_cases
 
 AFFINE = np.array([[-1.0, 0.2, 0.0, 5.0], [0.1, 0.9, 0.0, -7.0], [0.0, 0.0, 1.2, 3.0], [0.0, 0.0, 0.0, 1.0]])
@@ -58,6 +59,38 @@ def test_padding_is_zero_and_at_the_end_and_the_label_stays_native(tmp_path, ima
     assert padded.image.shape == (1, 6, 6, 9) and padded.label.shape == SIZE and padded.native_size == SIZE
     np.testing.assert_array_equal(padded.image[0, :5, :6, :7], load_case(case, WIDE).image[0])
     assert not padded.image[0, 5:].any() and not padded.image[0, :, :, 7:].any()
+
+
+RESIZED = {"size": (40, 60, 0), "fit": "resize"}
+
+
+@pytest.mark.parametrize(
+    ("slope", "channels", "settings", "expected"),
+    [
+        (None, 1, {}, 8),  # bytes per voxel: the image and what its percentiles sort
+        (0.37, 1, {}, 18),  # int16, and float64 twice
+        (0.37, 3, {"modalities": (0, 2)}, 18 * 3),
+        (None, 3, {"modalities": (0, 2)}, 16),
+        (None, 1, {"mean": (0.5,), "std": (0.1,)}, 12),
+        (None, 1, {"size": (50, 50, 50), "clip_again": True}, 12 * (50 / 48) ** 3),
+        (None, 1, RESIZED, 24 * 60 / 48),
+        (None, 1, RESIZED | {"resample": "area", "mean": (0.5,), "std": (0.1,)}, 24 * 60 / 48),
+    ],
+)
+def test_memory_of_loading_is_known_from_the_header(tmp_path, slope, channels, settings, expected):
+    cells = np.random.default_rng(0).integers(0, 1000, (48, 48, 48, channels)).astype(np.int16)
+    file = nib.Nifti1Image(cells.squeeze() if slope is None else cells.squeeze() * slope + 1.0, AFFINE)
+    file.set_data_dtype(np.int16)
+    nib.save(file, tmp_path / "image.nii.gz")
+    case, cfg = Case("c", tmp_path / "image.nii.gz", None), DataConfig(**settings)
+    load_case(case, cfg)  # what is loaded once
+    tracemalloc.start()
+    load_case(case, cfg)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    found = loading_bytes(case, cfg)
+    assert found == pytest.approx(expected * 48**3)
+    assert 0.7 * found < peak < found + 150_000  # and slices
 
 
 def test_second_clip_sees_the_padding(tmp_path, image):

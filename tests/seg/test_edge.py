@@ -19,7 +19,7 @@ from ncaseg.cli import main
 from ncaseg.config import from_dict
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case
-from ncaseg.large import Plan, check_scratch, plan_prediction
+from ncaseg.large import Plan, check_loading, check_scratch, plan_prediction
 from ncaseg.models.segmenter import M3D
 
 pytestmark = pytest.mark.skipif(ncakern.backends()["cpu"] is not None, reason="the extension is not built")
@@ -224,6 +224,40 @@ def test_hippocampus_sized_volume_in_less_than_200_megabytes(tmp_path):
     _, peak = run_without_torch("predict", *model, "--memory", "2GB", limit=2 * 10**9)
     assert nib.load(target).shape == (35, 50, 36)
     assert peak < 200e6, f"{peak / 1e6:.0f} MB"
+
+
+def test_tiles_keep_to_the_budget_that_the_whole_would_break(tmp_path):
+    cfg, whole = two_levels(kernel_sizes=[3], steps=[2], scales=[], norm="none", channels=16, hidden=16)
+    save_model(tmp_path / "m.safetensors", whole, cfg)
+    scan, target = write_scan(tmp_path / "scan.nii", (112, 112, 112)), tmp_path / "seg.nii"
+    common = ("predict", tmp_path / "m.safetensors", scan, "-o", target, "--samples", "3", "--rule", "median", "--png")
+    said, peak = run_without_torch(*common, "--memory", "260MB", "--scratch", tmp_path)
+    assert "in tiles" in said and peak <= 260e6, f"{peak / 1e6:.0f} MB"
+    tiled = np.asarray(nib.load(target).dataobj)
+    said, peak = run_without_torch(*common, "--memory", "1GB")
+    assert "at once" in said and peak > 300e6, f"{peak / 1e6:.0f} MB"
+    assert np.array_equal(np.asarray(nib.load(target).dataobj), tiled) and 0 < tiled.mean() < 1
+
+
+def test_median_counts_all_members():
+    cfg, whole = two_levels(norm="none")
+    model, volume = edge.from_torch(whole, cfg.model), empty_volume(200)
+    plans = {
+        (rule, samples): plan_prediction(model, volume, samples=samples, budget_bytes=10**12, rule=rule).whole_bytes
+        for rule in ("mean-logit", "median")
+        for samples in (1, 11)
+    }
+    logits = 4 * cfg.model.out_channels * 200**3
+    assert plans["median", 11] - plans["median", 1] == pytest.approx(10 * logits, rel=0.01)
+    assert plans["mean-logit", 11] == pytest.approx(plans["mean-logit", 1], rel=0.01)
+
+
+def test_budget_that_does_not_hold_the_loading_is_refused_before_it(tmp_path):
+    cfg, whole = two_levels()
+    case = Case(id="scan", image=write_scan(tmp_path / "scan.nii", (20, 20, 20)), label=None)
+    check_loading(case, cfg.data, resident_bytes() + 2**25)
+    with pytest.raises(ValueError, match=r"memory must hold .*scan\.nii while it is read and normalised, .* Give more"):
+        check_loading(case, cfg.data, resident_bytes() + 2**23)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -74,6 +76,30 @@ def test_finished_cases_are_not_run_again(ensemble, cases, tmp_path, calls):
     assert len(read_table(tmp_path / "t.csv")) == 6
 
 
+def test_replaced_files_and_rows_without_content_are_measured_anew(ensemble, cases, tmp_path, calls):
+    image, label = (tmp_path / f"{name}.nii.gz" for name in ("phantom_000", "label"))
+    shutil.copy(cases[0].image, image)
+    shutil.copy(cases[0].label, label)
+    case = dataclasses.replace(cases[0], image=image, label=label)
+
+    def rows():
+        return measure(ensemble, [case], ("clean", "noise"), tmp_path / "t.csv")
+
+    first = rows()
+    os.utime(image)  # the same content, at another time
+    assert rows() == first and len(calls) == 2
+    shutil.copy(cases[1].image, image)
+    second = rows()
+    assert len(calls) == 4 and all(a.nqm != b.nqm for a, b in zip(first, second, strict=True))
+    shutil.copy(cases[1].label, label)
+    third = rows()
+    assert len(calls) == 6 and third[0].nqm == second[0].nqm and third[0].hard_dice != second[0].hard_dice
+    lines = (tmp_path / "t.csv").read_text().splitlines()  # as versions without the column wrote it
+    (tmp_path / "t.csv").write_text("".join(f"{line.rpartition(',')[0]}\n" for line in lines))
+    assert read_table(tmp_path / "t.csv") == [dataclasses.replace(row, content="") for row in third]
+    assert rows() == third == read_table(tmp_path / "t.csv") and len(calls) == 8
+
+
 def test_interruption_keeps_what_was_measured(ensemble, cases, tmp_path, monkeypatch):
     def interrupt(model, volume, *rest, **options):
         if volume.id == "phantom_001":
@@ -111,11 +137,11 @@ def test_maps_are_the_variance_in_the_geometry_of_the_scan(ensemble, cases, tmp_
 
 
 def test_table_comes_back(tmp_path):
-    rows = [Row("a", "clean", 0.1, 0.9, 0.8, "x/a.nii"), Row("b", "clean", math.inf, None, None, "x/b,c.nii")]
+    rows = [Row("a", "clean", 0.1, 0.9, 0.8, "x/a.nii", "0f"), Row("b", "clean", math.inf, None, None, "x/b,c.nii")]
     write_table(tmp_path / "t.csv", rows, threshold=0.5)
     assert read_table(tmp_path / "t.csv") == rows
     lines = (tmp_path / "t.csv").read_text().splitlines()
-    assert lines[0] == "id,artifact,nqm,hard_dice,soft_dice,flagged,image"
+    assert lines[0] == "id,artifact,nqm,hard_dice,soft_dice,flagged,image,content"
     assert [line.split(",")[5] for line in lines[1:]] == ["no", "yes"]
 
 

@@ -89,10 +89,6 @@ def test_free_memory_respects_the_control_group(tmp_path):
     assert memory.free_bytes(CPU, cgroup=tmp_path) == 4000
 
 
-def test_bytes_are_shown_for_people():
-    assert [memory.show(n) for n in (1, 12_300_000, 1_940_000_000)] == ["1 MB", "13 MB", "1.9 GB"]
-
-
 MEASURE = """
 import sys, torch
 from ncaseg import config, memory

@@ -1,5 +1,7 @@
 """Pictures: outlines at the right pixels, proportions of anisotropic volumes, panels in their order."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -86,6 +88,30 @@ def test_empty_prediction_can_be_drawn(tmp_path, scan):
     report.draw_overlay(tmp_path / "o.png", image, empty, mask)
     report.draw_triptych(tmp_path / "t.png", image, empty, np.zeros(image.shape))
     assert has(pixels(tmp_path / "o.png"), LABEL_COLOUR).any()
+
+
+def test_drawing_takes_slices_of_a_mapped_volume(tmp_path, scan):
+    image, mask = scan
+    report.draw_overlay(tmp_path / "o.png", image, mask)  # what is loaded once
+    size = (128, 128, 128)
+    image, mask, spread = (
+        np.memmap(tmp_path / name, dtype, "w+", shape=size)
+        for name, dtype in (("i", np.float32), ("m", np.uint8), ("v", np.float32))
+    )
+    image[:, 40, 70], mask[30:, 40, 60:], spread[5:, :, 80] = 7.0, 1, 0.25
+    tracemalloc.start()
+    report.draw_overlay(tmp_path / "o.png", image, mask)
+    report.draw_triptych(tmp_path / "t.png", image, mask, spread)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < image.nbytes / 4
+    assert has(pixels(tmp_path / "o.png"), PREDICTION_COLOUR).any() and pixels(tmp_path / "t.png").std() > 10
+
+
+def test_planes_pass_through_the_middle_of_the_prediction(scan):
+    _, mask = scan
+    assert report._centre_of(mask) == (4, 6, 3)  # of 2 to 5, 3 to 8, 2 to 4; halves to even
+    assert report._centre_of(mask[3]) == (6, 3) and report._centre_of(0 * mask) == (5, 6, 4)
 
 
 def test_pictures_refuse_other_shapes(tmp_path, scan):

@@ -21,6 +21,7 @@ from ncaseg.data.split import Split, load_split, save_split
 from ncaseg.logs import read_rows
 from ncaseg.losses import dice_bce
 from ncaseg.tasks import Segmentation
+from ncaseg.tasks.base import Outcome
 
 TINY = [
     "model.channels=4",
@@ -350,9 +351,36 @@ def test_average_is_the_running_mean_of_the_weights(data, tmp_path, monkeypatch)
 
 def test_average_may_move_once_per_epoch():
     cfg = tiny("train.ema_decay=0.9", "train.ema_interval=epoch").train
-    assert [step for step in range(1, 8) if train.is_averaged(cfg, step, step, per_epoch=3)] == [3, 6]
+    assert [step for step in range(1, 8) if train.is_averaged(cfg, step, step, 0, per_epoch=3)] == [3, 6]
     late = tiny("train.ema_decay=0.9", "train.ema_start=4").train
-    assert [step for step in range(1, 8) if train.is_averaged(late, step, step, per_epoch=3)] == [5, 6, 7]
+    assert [step for step in range(1, 8) if train.is_averaged(late, step, step, 0, per_epoch=3)] == [5, 6, 7]
+    assert train.is_averaged(cfg, 3, 2, 1, per_epoch=3) and not train.is_averaged(cfg, 3, 2, 2, per_epoch=3)
+
+
+def test_average_takes_an_epoch_whose_last_batch_is_skipped(data, tmp_path, monkeypatch):
+    weights, real, is_killed = {}, Segmentation.step, False
+
+    def step(task, volumes, batches, number, rate):
+        nonlocal is_killed
+        if number == 3 and not is_killed:
+            is_killed = True
+            raise KeyboardInterrupt
+        if number in (1, 3, 4, 5):  # the last of two epochs, and all of the third
+            return Outcome(1.0, 0.0, learned=False)
+        outcome = real(task, volumes, batches, number, rate)
+        weights[number] = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+        return outcome
+
+    monkeypatch.setattr(Segmentation, "step", step)
+    cfg = tiny("train.steps=6", "train.ema_decay=0.75", "train.ema_interval=epoch", "train.checkpoint_every=1")
+    with pytest.raises(KeyboardInterrupt):
+        train.train(cfg, data, tmp_path)
+    train.train(cfg, data, tmp_path)
+    kept, _, metadata = load_model(tmp_path / "model.safetensors")
+    assert metadata["weights"] == "average" and sorted(weights) == [0, 2]
+    for name, parameter in kept.named_parameters():
+        torch.testing.assert_close(parameter.detach(), 0.75 * weights[0][name] + 0.25 * weights[2][name])
+    assert not torch.equal(weights[0]["levels.0.out_weight"], weights[2]["levels.0.out_weight"])
 
 
 def test_average_without_content_leaves_the_last_weights(data, tmp_path):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ncaseg.levels import Triple, smaller
+from ncaseg.levels import Triple, or_native, smaller
 
 HALF = 0.5  # of the balanced boxes are centred on foreground
 
@@ -29,7 +29,7 @@ def random_box(
     Returns:
         Both of the size of the box.
     """
-    x, y, z = (want if want > 0 else have for want, have in zip(size, image.shape[1:], strict=True))
+    x, y, z = or_native(size, image.shape[1:])
     image, target = repeat_border(image, (x, y, z)), repeat_border(target, (x, y, z))
     room = [have - want for have, want in zip(image.shape[1:], (x, y, z), strict=True)]
     if places == "balanced":

@@ -1,5 +1,6 @@
 """A case to arrays: read, checked, normalised; the geometry travels along."""
 
+import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 
 from ncaseg.config import DataConfig
@@ -14,7 +16,7 @@ from ncaseg.data.index import Case
 from ncaseg.data.pictures import is_picture, open_mask, open_picture
 from ncaseg.data.resample import resize_back, resize_image, resize_mask
 from ncaseg.data.standard import standardise
-from ncaseg.levels import Triple
+from ncaseg.levels import Triple, or_native
 
 AFFINE_TOLERANCE = 1e-3  # mm; well above the rounding of NIfTI's float32 geometry, well below a voxel
 
@@ -88,6 +90,27 @@ def load_case(case: Case, cfg: DataConfig) -> Volume:
     )
 
 
+def loading_bytes(case: Case, cfg: DataConfig) -> int:
+    """The most memory, in bytes, that :func:`load_case` takes for the image of a case, by the header of its file.
+
+    Raises:
+        ValueError: the header cannot be read.
+    """
+    source = _open(case.image)
+    native = _native_size(source.shape, case)
+    grid = or_native(cfg.size, native)
+    stored, scalings = source.get_data_dtype().itemsize, 0
+    if isinstance(source.dataobj, ArrayProxy):  # each of the two makes a float64 copy
+        scalings = int(source.dataobj.slope != 1) + int(source.dataobj.inter != 0)
+    voxels = math.prod(source.shape)
+    image = 4 * len(cfg.modalities) * math.prod(max(pair) for pair in zip(native, grid, strict=True))
+    # At once: the image and what percentiles sort; beside them the native image, and one that standardise is making.
+    copies = 2 + int(grid != native) + int(cfg.mean != ())
+    if cfg.fit == "resize" and grid != native:
+        copies = 6  # a sum over taps, see resize_image
+    return max(voxels * (stored + 8 * scalings), voxels * (8 if scalings else stored) + image, copies * image)
+
+
 def encode_label(label: np.ndarray, labels: tuple[int, ...], out_channels: int) -> np.ndarray:
     """Label values ``[*S]`` to targets float32 ``[C_out, *S]``: the merged foreground, or one mask per value.
 
@@ -137,8 +160,7 @@ def _unreadable(path: Path, reason: object) -> ValueError:
 
 def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndarray:
     """``[C_in, *S]`` float32; NIfTI keeps modalities on the fourth axis."""
-    if data.ndim not in (3, 4):
-        raise ValueError(f"{case.image} must have 3 axes, or 4 with the modalities last; got shape {data.shape}")
+    size = _native_size(data.shape, case)
     if data.ndim == 3:
         data = data[..., None]
     if max(cfg.modalities) >= data.shape[3]:
@@ -149,8 +171,7 @@ def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndar
     if bad:
         share = f"{bad} of {data.size} voxels are NaN or infinite"
         raise ValueError(f"{case.image} must be finite; {share}. Repair the file or drop the case")
-    size = data.shape[:3]
-    for axis, have, target in zip("XYZ", size, grid_size(size, cfg), strict=True):
+    for axis, have, target in zip("XYZ", size, or_native(cfg.size, size), strict=True):
         if cfg.fit == "pad" and have > target:
             both = f"{case.image} of size {size} is larger than data.size {cfg.size} on axis {axis}"
             raise ValueError(f'{both}; enlarge data.size, or set data.fit="resize"')
@@ -160,26 +181,23 @@ def _select_modalities(data: np.ndarray, case: Case, cfg: DataConfig) -> np.ndar
     return image
 
 
-def grid_size(native: tuple[int, ...], cfg: DataConfig) -> tuple[int, ...]:
-    """The network's grid for a volume of this size."""
-    return (
-        tuple(want if want > 0 else have for have, want in zip(native, cfg.size, strict=True)) if cfg.size else native
-    )
+def _native_size(shape: tuple[int, ...], case: Case) -> Triple:
+    if len(shape) not in (3, 4):
+        raise ValueError(f"{case.image} must have 3 axes, or 4 with the modalities last; got shape {shape}")
+    x, y, z = shape[:3]
+    return x, y, z
 
 
 def grid_sizes(cases: Iterable[Case], cfg: DataConfig) -> dict[str, Triple]:
     """The network's grid for every case, by id: from the headers of the files where the recipe leaves an axis native.
 
     Raises:
-        ValueError: a header cannot be read, or has fewer than three axes.
+        ValueError: a header cannot be read, or has neither three nor four axes.
     """
     found = {}
     for case in cases:
-        native = (0, 0, 0) if cfg.size and all(cfg.size) else _open(case.image).shape[:3]
-        if len(native) < 3:
-            raise ValueError(f"{case.image} must have 3 axes, or 4 with the modalities last; got shape {native}")
-        x, y, z = grid_size(native, cfg)
-        found[case.id] = (x, y, z)
+        native = (0, 0, 0) if cfg.size and all(cfg.size) else _native_size(_open(case.image).shape, case)
+        found[case.id] = or_native(cfg.size, native)
     return found
 
 
@@ -191,7 +209,7 @@ def _normalise(image: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
             _clip_min_max(channel, cfg, case)
     else:
         low, high = float(image.min()), float(image.max())
-    size = grid_size(image.shape[1:], cfg)
+    size = or_native(cfg.size, image.shape[1:])
     if size != image.shape[1:]:
         image = pad_end(image, size) if cfg.fit == "pad" else resize_image(image, size, cfg.resample)
         if cfg.fit == "resize" and not cfg.clip_again:
