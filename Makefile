@@ -3,6 +3,7 @@
 # make lint       ruff, mypy, clang-format
 # make bench      the rollout against eager PyTorch and torch.compile
 # make sanitize   the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make aarch64    prediction without torch on an emulated aarch64 CPU; tests/seg/aarch64/check.sh says what it needs
 # make clean      remove what was built, but not the environment
 #
 # Nothing but Python >= 3.11, gcc and make is needed: each verb first makes .venv when it is missing or out of date.
@@ -16,7 +17,7 @@ INSTALL   := $(BIN)/python -m pip install --quiet --disable-pip-version-check --
 INSTALLED := .venv/installed
 SOURCES   := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/*.inc)
 
-.PHONY: demo test lint bench sanitize clean
+.PHONY: demo test lint bench sanitize aarch64 clean
 
 demo: $(INSTALLED)
 	$(BIN)/ncaseg demo -o demo
@@ -39,6 +40,9 @@ sanitize: $(INSTALLED)
 	PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	$(BIN)/pytest tests/kern -m "not slow"
+
+aarch64: $(INSTALLED)
+	PYTHON=$(BIN)/python tests/seg/aarch64/check.sh build/aarch64
 
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks ncakern/_cpu*.so $(INSTALLED)
