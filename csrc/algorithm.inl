@@ -6,6 +6,7 @@
 #include "perceiver.inl"
 #include "engine.inl"
 #include "rollout_fwd.inl"
+#include "moments.inl"
 #include "gradient_sums.inl"
 #include "dense_adjoint.inl"
 #include "adjoint.inl"

@@ -169,6 +169,18 @@ void bwd(const py::dict& tensors, const py::dict& options) {
   variant.bwd(args);
 }
 
+void moments(const py::dict& tensors, const py::dict& options) {
+  const Arrays arrays(tensors);
+  MomentsArgs args{};
+  read(arrays, options, &args);
+  const auto begin = py::cast<std::array<int, 3>>(options["inner_begin"]),
+             end = py::cast<std::array<int, 3>>(options["inner_end"]);
+  for (int i = 0; i < 3; ++i) args.inner.begin[i] = begin[i], args.inner.end[i] = end[i];
+  const Variant& variant = find_variant(py::cast<std::string>(options["isa"]));
+  const py::gil_scoped_release unlocked;
+  variant.moments(args);
+}
+
 // name -> whether this CPU can run it, best first.
 py::dict list_variants() {
   int count;
@@ -184,6 +196,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.doc() = "Fused NCA rollouts on the CPU; called through ncakern.backends.cpu and ncakern.arrays.";
   module.def("fwd", &fwd, py::arg("arrays"), py::arg("options"));
   module.def("bwd", &bwd, py::arg("arrays"), py::arg("options"));
+  module.def("moments", &moments, py::arg("arrays"), py::arg("options"));
   module.def("variants", &list_variants);
   module.def("has_amx", &amx::supported);
   module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("rounds"), py::call_guard<py::gil_scoped_release>());

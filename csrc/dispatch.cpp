@@ -3,18 +3,19 @@
 
 namespace ncakern {
 
-#define VARIANT(name, vl)        \
-  namespace name {               \
-  void fwd(const ForwardArgs&);  \
-  void bwd(const BackwardArgs&); \
-  bool supported();              \
+#define VARIANT(name, vl)           \
+  namespace name {                  \
+  void fwd(const ForwardArgs&);     \
+  void bwd(const BackwardArgs&);    \
+  void moments(const MomentsArgs&); \
+  bool supported();                 \
   }
 #include "variants.inc"
 #undef VARIANT
 
 const Variant* variants(int* count) {
   static const Variant table[] = {
-#define VARIANT(name, vl) {#name, vl, name::supported, name::fwd, name::bwd},
+#define VARIANT(name, vl) {#name, vl, name::supported, name::fwd, name::bwd, name::moments},
 #include "variants.inc"
 #undef VARIANT
   };

@@ -32,9 +32,11 @@ struct Engine : Perceiver {
   double* step_stats;          // [groups][V_logical + V_logical^2] of the current step
   double* rstd;                // [groups][hp]
   double* mean_h;              // [groups][hp] hidden_weight . mean, without bias
+  Box counted;                 // the cells of a sample that the statistics are taken over: all of them in a rollout
 
   Engine(const RolloutArgs& a, Workspace& w) : Perceiver(a, w) {
     batch_cells = V * hp <= 8192 ? kSmallBatch : kLargeBatch;
+    counted = {{0, 0, 0}, {D, H, W}};
     pack_weights();
     if (!has_norm) return;
     chunk_moments = take<double>(int64_t{chunks} * (V + int64_t{V} * V));
@@ -62,19 +64,32 @@ struct Engine : Perceiver {
 
   // ---- norm --------------------------------------------------------------------------------------------
 
+  bool is_counted(int64_t row) const {
+    const int d = int(row % plane / H), y = int(row % H);
+    return counted.begin[0] <= d && d < counted.end[0] && counted.begin[1] <= y && y < counted.end[1];
+  }
+  double counted_cells() const {
+    double n = groups > 1 ? 1 : B;
+    for (int i = 0; i < 3; ++i) n *= counted.end[i] - counted.begin[i];
+    return n;
+  }
+
   // A constant near the mean of the perception, the same for all threads: it keeps the second moments from
   // cancelling. The mean over one row in the middle of the group.
   void find_pivot(Scratch& s, const float* source, int group) const {
-    const int64_t row = group * plane + int64_t{D / 2} * H + H / 2;
+    const int d = (counted.begin[0] + counted.end[0]) / 2, y = (counted.begin[1] + counted.end[1]) / 2;
+    const int64_t row = group * plane + int64_t{d} * H + y;
+    const int w = counted.begin[2], n = counted.end[2] - w;
     find_tap_rows(source, row, s.tap_rows);
     perceive_row(s, s.y_row);
     std::fill(s.pivot, s.pivot + V, 0.0f);
-    add_column_sums(cell(source, row, 0), Cp, W, Cp, s.pivot);
-    add_column_sums(s.y_row, int64_t{F} * Cp, W, F * Cp, s.pivot + Cp);
-    for (int v = 0; v < V; ++v) s.pivot[v] /= float(W);
+    add_column_sums(cell(source, row, w), Cp, n, Cp, s.pivot);
+    add_column_sums(s.y_row + int64_t{w} * F * Cp, int64_t{F} * Cp, n, F * Cp, s.pivot + Cp);
+    for (int v = 0; v < V; ++v) s.pivot[v] /= float(n);
   }
 
-  // Perception of all cells into y [rows][W][F*Cp], and its moments per chunk.
+  // Perception of all cells into y [rows][W][F*Cp], and the moments of the counted ones per chunk. Without y only the
+  // moments are wanted.
   void perceive_all(Scratch& s, const float* source, float* y, bool with_moments) const {
     int group = -1;
     for_chunks([&](int c) {
@@ -102,12 +117,14 @@ struct Engine : Perceiver {
         pending = 0;
       };
       for (int64_t row = chunk_begin(c); row < chunk_end(c); ++row) {
-        float* y_row = y + row * W * F * Cp;
+        const bool counts = with_moments && is_counted(row);
+        if (y == nullptr && !counts) continue;
+        float* y_row = y != nullptr ? y + row * W * F * Cp : s.y_row;
         find_tap_rows(source, row, s.tap_rows);
         perceive_row(s, y_row);
-        if (!with_moments) continue;
-        for (int w = 0, m; w < W; w += m) {
-          m = std::min(W - w, kMomentBatch - n);
+        if (!counts) continue;
+        for (int w = counted.begin[2], m; w < counted.end[2]; w += m) {
+          m = std::min(counted.end[2] - w, kMomentBatch - n);
           centred(cell(source, row, w), y_row + int64_t{w} * F * Cp, s.pivot, m, s.v + int64_t{n} * V);
           n += m;
           if (n == kMomentBatch) add_batch();
@@ -121,7 +138,7 @@ struct Engine : Perceiver {
   // The order of summation is that of the chunks. Barriers before and after are the caller's.
   void reduce_moments(Scratch& s, const float* source, double* stats) const {
     const int per_group = chunks / groups;
-    const double inverse = 1.0 / (double(cells) * (groups > 1 ? 1 : B));
+    const double inverse = 1.0 / counted_cells();
     std::vector<double> shift(V), sums(V);
     for (int g = 0; g < groups; ++g) {
       const double* moments = chunk_moments + int64_t{g} * per_group * (V + V * V);

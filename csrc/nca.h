@@ -51,6 +51,17 @@ struct ForwardArgs : RolloutArgs {
   void* out;  // [B, D, H, W, C]
 };
 
+// Cells begin <= i < end on each axis of a sample.
+struct Box {
+  int begin[3], end[3];
+};
+
+// The statistics of the given state, into stats, over the inner cells only; the others are their neighbours. Nothing is
+// updated: `steps` is 1 for the size of stats, and neither perceive_from nor what follows the perception counts.
+struct MomentsArgs : RolloutArgs {
+  Box inner;
+};
+
 struct BackwardArgs : RolloutArgs {
   const void* d_out;
   void* d_state;
@@ -67,6 +78,7 @@ struct Variant {
   bool (*supported)();
   void (*fwd)(const ForwardArgs&);
   void (*bwd)(const BackwardArgs&);
+  void (*moments)(const MomentsArgs&);
 };
 
 // The variants compiled into this build, best first.

@@ -51,6 +51,7 @@ def test_public_names() -> None:
             ["state", "params", "spec", "steps"],
             [*STREAM, "perceive_from", "out", "threads"],
         ),
+        (ncakern.arrays.perception_moments, ["state", "params", "spec"], ["inner", "threads"]),
         (
             ncakern.NCA,
             ["ndim", "channels", "hidden"],

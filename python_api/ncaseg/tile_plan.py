@@ -96,10 +96,10 @@ def tile_bytes(box: Triple, params: ArrayParams, spec: RolloutSpec, *, in_tiles:
     cells = box[0] * box[1] * box[2]
     padded = box[0] * box[1] * (box[2] + 2 * reach_of(params)[2])
     has_norm = spec.norm != "none"
-    # In place: the state, and the kernel's two states, or its state and perception. In tiles with a norm the
-    # perception comes from a call with a state of its own, in which the kernel holds three; it keeps that memory.
-    arrays, inner = (1 + filters, 3) if has_norm and in_tiles else (1, 1 + filters if has_norm else 2)
-    return 4 * channels * (arrays * cells + inner * padded)
+    # In place: the state, and the kernel's two states, or its state and perception. In tiles with a norm the updates
+    # hold two and the statistics one, and the kernel keeps the memory of both.
+    inner = 2 if not has_norm else 3 if in_tiles else 1 + filters
+    return 4 * channels * (cells + inner * padded)
 
 
 def reach_of(params: ArrayParams) -> Triple:

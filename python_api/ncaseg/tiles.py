@@ -3,7 +3,7 @@
 Without norm a tile runs s steps on its cells and a halo of s * (k - 1) / 2 cells, which is cut off: the result has the
 bits of the whole, since fire bits depend on global positions and padding acts at true borders only. A norm needs
 statistics over all cells at every step. The hidden values are linear in the perception v, so two passes do: the first
-sums mean and covariance of v over all tiles, from which mean and variance of every hidden value follow; the second
+merges mean and covariance of v of all tiles, from which mean and variance of every hidden value follow; the second
 updates with the norm folded into weights and bias. That agrees with the whole up to rounding.
 
 Reference: Kalkhof and Mukhopadhyay, M3D-NCA, MICCAI 2023, on updating patch by patch.
@@ -12,19 +12,18 @@ Reference: Kalkhof and Mukhopadhyay, M3D-NCA, MICCAI 2023, on updating patch by 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
 from typing import TypedDict
 
 import numpy as np
 
 from ncakern import RolloutSpec
-from ncakern.arrays import ArrayParams, nca_rollout
+from ncakern.arrays import ArrayParams, nca_rollout, perception_moments
 from ncaseg.levels import Triple
 from ncaseg.scratch import Box, DiskState
 from ncaseg.tile_plan import TilePlan, reach_of
 
 NORM_EPS = 1e-5  # of the kernel, see ncakern/DESIGN.md
-MOMENT_CELLS = 16384  # whose perception is held in float64 at once
 
 
 class Stream(TypedDict):
@@ -105,51 +104,22 @@ def _fold_norm(
 def _moments(
     source: DiskState, params: ArrayParams, spec: RolloutSpec, plan: TilePlan
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance (of the population) of the perception over all cells, in float64."""
+    """Mean and covariance (of the population) of the perception over all cells, in float64.
+
+    Those of the tiles are merged one by one around their means, which does not cancel (Chan, Golub and LeVeque,
+    Updating formulae and a pairwise algorithm for computing sample variances, 1979).
+    """
     width = params.hidden_weight.shape[1]
-    total, products = np.zeros(width), np.zeros((width, width))
-    # Moments around a value near the mean do not cancel: the perception of the first cell.
-    pivot = None
+    count, mean, products = 0, np.zeros(width), np.zeros((width, width))
     for box in plan.boxes():
-        for v in _perceived(source, params, spec, box):
-            if pivot is None:
-                pivot = v[0].copy()
-            v -= pivot
-            total += v.sum(0)
-            products += v.T @ v
-    assert pivot is not None  # a plan has at least one tile
-    count = float(np.prod(plan.size))
-    offset = total / count
-    return pivot + offset, products / count - np.outer(offset, offset)
-
-
-def _perceived(source: DiskState, params: ArrayParams, spec: RolloutSpec, box: Box) -> Iterator[np.ndarray]:
-    """The perception of the cells of a tile in float64, ``[cells, (1 + F) * C]``, some cells at a time."""
-    outer, inner = _with_halo(box, source.size, reach_of(params), 1)
-    tile = source.read(outer)
-    fields = [field[0][inner] for field in (tile, *_perceptions(tile, params, spec))]
-    at_once = max(1, MOMENT_CELLS // fields[0].shape[2])
-    for x in range(fields[0].shape[0]):
-        for y in range(0, fields[0].shape[1], at_once):
-            parts = [field[x, y : y + at_once].reshape(-1, field.shape[-1]) for field in fields]
-            yield np.concatenate(parts, axis=1).astype(np.float64)
-
-
-def _perceptions(tile: np.ndarray, params: ArrayParams, spec: RolloutSpec) -> Iterator[np.ndarray]:
-    """What each filter sees, ``[1, *S, C]``, by one step of an automaton that adds ``relu(y) - relu(-y) = y`` to 0."""
-    channels = tile.shape[-1]
-    eye, zeros = np.eye(channels, dtype=np.float32), np.zeros((channels, channels), np.float32)
-    plain = RolloutSpec(perception=spec.perception, padding=spec.padding, fire_rate=1.0)
-    for index in range(len(params.perceive_bias)):
-        adder = ArrayParams(
-            perceive_weight=params.perceive_weight[index : index + 1],
-            perceive_bias=params.perceive_bias[index : index + 1],
-            hidden_weight=np.block([[zeros, eye], [zeros, -eye]]),
-            hidden_bias=np.zeros(2 * channels, np.float32),
-            out_weight=np.concatenate([eye, -eye], axis=1),
-        )
-        seen = np.zeros_like(tile)
-        yield nca_rollout(seen, adder, plain, 1, seed=0, perceive_from=tile, out=seen)
+        outer, inner = _with_halo(box, source.size, reach_of(params), 1)
+        means, covariances = perception_moments(source.read(outer), params, spec, inner=inner)
+        cells = math.prod(s.stop - s.start for s in inner)
+        offset = means[0] - mean
+        mean += offset * (cells / (count + cells))
+        products += cells * covariances[0] + count * cells / (count + cells) * np.outer(offset, offset)
+        count += cells
+    return mean, products / count
 
 
 def _with_halo(box: Box, size: Triple, reach: Triple, steps: int) -> tuple[Box, Box]:

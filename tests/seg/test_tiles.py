@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ncakern
-from ncakern.arrays import ArrayParams, nca_rollout
+from ncakern.arrays import ArrayParams, nca_rollout, perception_moments
 from ncaseg import tiles
 from ncaseg.scratch import DiskState
 from ncaseg.tile_plan import TilePlan, plan_tiles, tile_bytes
@@ -78,6 +78,18 @@ def test_with_norm_tiles_agree_with_the_whole_up_to_rounding(tmp_path, norm, opt
     # The statistics of each tile alone, which would be cheaper, are something else.
     piece = nca_rollout(np.ascontiguousarray(state[:, :7]), params, spec, 1, **STREAM)
     assert np.abs(piece[:, :3] - nca_rollout(state, params, spec, 1, **STREAM)[:, :3]).max() > 1e-2
+
+
+def test_statistics_of_tiles_are_those_of_the_whole(tmp_path):
+    # Means that differ by tile: most of the variance lies between tiles, not in them.
+    state = draw_state() + 40 * np.arange(SIZE[0], dtype=np.float32)[:, None, None, None]
+    spec, params = ncakern.RolloutSpec(norm="batch"), draw_params(norm="batch")
+    whole = tuple(slice(0, n) for n in SIZE)
+    with DiskState(tmp_path, SIZE, 5) as source:
+        source.write(whole, state[0])
+        found = tiles._moments(source, params, spec, TilePlan(SIZE, (5, 2, 3), 1, 1.0))
+    for own, expected in zip(found, perception_moments(state, params, spec), strict=True):
+        assert np.abs(own - expected[0]).max() <= 1e-6 * np.abs(expected).max()
 
 
 def test_files_vanish_also_after_an_error(tmp_path, monkeypatch):
