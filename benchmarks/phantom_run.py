@@ -4,7 +4,7 @@
     python benchmarks/phantom_run.py table [RECORD ...]     # the records as PHANTOM.md; without names, all of them
 
 Phantoms are ellipsoids in a bias field with noise, easier than any organ: this shows that the recipe works at its size
-and what it takes, not how well it segments patients. A run that was stopped goes on; its record is then of the rest.
+and what it takes, not how well it segments patients. A folder with a run in it is refused: what it took to train is not known any more.
 Peaks are those of whole processes, Python, torch and the loaded volumes included.
 """
 
@@ -60,6 +60,8 @@ def main() -> None:
 
 def run(recipe: str, folder: Path, overrides: Sequence[str], count: int, samples: int, memory: str) -> list[dict]:
     """Train, score and segment; one row per stage."""
+    if (folder / "run").exists():
+        raise FileExistsError(f"{folder} must not hold a run yet; delete {folder / 'run'} or choose another folder")
     size = config.load_recipe(recipe, overrides).data.size
     data, out = write_phantoms(folder / "phantoms", count, seed=0, size=size), folder / "run"
     model = out / "model.safetensors"

@@ -26,6 +26,8 @@ def test_a_recipe_runs_from_end_to_end_and_becomes_a_page(tmp_path, monkeypatch)
     assert "--no-torch" in commands[3] and commands[4][-2:] == ["--memory", "4GB"]
     assert (tmp_path / "run" / "prediction.nii.gz").exists()
     assert {(row["parameters"], row["cases"], row["phantoms"]) for row in rows} == {(3712, 1, 3)}
+    with pytest.raises(FileExistsError, match="must not hold a run yet"):
+        phantom_run.run("demo", tmp_path, SMALL, count=3, samples=2, memory="4GB")
     page = phantom_run.render([record.describe_run() | row for row in rows])
     assert "| training | 2 | 0.30 GB |" in page and "phantoms of 16x16x16 cells" in page
     assert "`train.steps=2`" in page and "easier than any organ" in page

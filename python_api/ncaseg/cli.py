@@ -306,13 +306,15 @@ def _load_edge_model(name: str):
 
 
 def _is_without_torch(args: argparse.Namespace) -> bool:
-    """Whether to predict without torch: as asked, or where there is none."""
+    """Whether to predict without torch: as asked, where there is none, and within a budget, where it would take much."""
     import importlib.util
 
-    if not args.no_torch and importlib.util.find_spec("torch") is None:
+    if args.no_torch or args.memory is not None:
+        return True
+    if importlib.util.find_spec("torch") is None:
         print("torch is not installed: predicting with numpy and the C++ kernel alone")
         return True
-    return args.no_torch
+    return False
 
 
 @contextmanager

@@ -125,11 +125,12 @@ def test_process_without_torch_writes_the_same_file(tmp_path):
         assert found.header == expected.header
 
 
-def test_module_is_a_command_that_loads_no_torch(tmp_path):
+@pytest.mark.parametrize("command", [["ncaseg.edge"], ["ncaseg", "predict", "--memory", "1GB"]], ids=" ".join)
+def test_commands_for_little_memory_load_no_torch(tmp_path, command):
     cfg = tiny_config()
     save_model(tmp_path / "m.safetensors", tiny_model(cfg), cfg)
     scan = write_scan(tmp_path / "scan.nii.gz")
-    command = [sys.executable, "-X", "importtime", "-m", "ncaseg.edge", tmp_path / "m.safetensors", scan]
+    command = [sys.executable, "-X", "importtime", "-m", *command, tmp_path / "m.safetensors", scan]
     result = subprocess.run([*command, "-o", tmp_path / "seg.nii.gz"], capture_output=True, text=True, check=True)
     assert nib.load(tmp_path / "seg.nii.gz").shape == (7, 9, 6)
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time")}
