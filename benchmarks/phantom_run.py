@@ -4,8 +4,8 @@
     python benchmarks/phantom_run.py table [RECORD ...]     # the records as PHANTOM.md; without names, all of them
 
 Phantoms are ellipsoids in a bias field with noise, easier than any organ: this shows that the recipe works at its size
-and what it takes, not how well it segments patients. A folder with a run in it is refused: what it took to train is not known any more.
-Peaks are those of whole processes, Python, torch and the loaded volumes included.
+and what it takes, not how well it segments patients. Peaks are those of whole processes, Python, torch and
+the loaded volumes included. A folder with a run in it is refused: what its training took is not known any more.
 """
 
 import argparse

@@ -306,7 +306,7 @@ def _load_edge_model(name: str):
 
 
 def _is_without_torch(args: argparse.Namespace) -> bool:
-    """Whether to predict without torch: as asked, where there is none, and within a budget, where it would take much."""
+    """Whether to predict without torch: as asked, where there is none, and within a budget, to spare its memory."""
     import importlib.util
 
     if args.no_torch or args.memory is not None:
