@@ -1,5 +1,6 @@
 """The whole of quality control: threshold from calibration, flags, counts, and files that belong together."""
 
+import csv
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from seg.tiny import tiny_config, tiny_model
 
 from ncaseg import qc
+from ncaseg.cli import main
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.measure import Ensemble, Row, read_table
@@ -136,3 +138,13 @@ def test_tables_hold_the_real_measurements(ensemble, cases, tmp_path):
     counts = result.report["detection"]["counts"]["all"]
     assert counts["TP"] + counts["FP"] == sum(row.nqm > middle for row in expected) > 0
     assert counts["TP"] + counts["FN"] == sum(row.hard_dice < 0.8 for row in expected) > 0
+
+
+@pytest.mark.parametrize("name", ["m3d-hippocampus", "m3d-hippocampus-2level"])
+def test_trained_models_bring_their_threshold(tmp_path, name):
+    images = write_phantoms(tmp_path, 1, seed=0, size=(16, 18, 16)) / "imagesTr"
+    code = main(["qc", name, str(images), "-o", str(tmp_path / "qc.csv")])
+    (row,) = csv.DictReader((tmp_path / "qc.csv").read_text().splitlines())
+    assert row["flagged"] == ("yes" if code == 3 else "no")
+    report = json.loads((tmp_path / "qc.json").read_text())
+    assert report["threshold_from"] == "checkpoint" and 0 < report["threshold"] < 1
