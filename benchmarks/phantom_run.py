@@ -3,14 +3,13 @@
     python benchmarks/phantom_run.py run m3d-prostate RUN train.steps=60 train.epochs=0
     python benchmarks/phantom_run.py table [RECORD ...]     # the records as PHANTOM.md; without names, all of them
 
-Phantoms are ellipsoids in a bias field with noise, easier than any organ: this shows that the recipe works at its size
-and what it takes, not how well it segments patients. Peaks are those of whole processes, Python, torch and
-the loaded volumes included. A folder with a run in it is refused: what its training took is not known any more.
+Phantoms are ellipsoids in a bias field with noise, easier than any organ: this shows that a recipe works at its size
+and what it takes, not how well it segments patients. Peaks are those of whole processes: Python, libraries and the
+loaded volumes included. A folder with a run in it is refused, since what its training took is not known any more.
 """
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -28,7 +27,15 @@ from ncaseg.markdown import table
 
 RECORDS = record.RESULTS / "phantom_run"
 PAGE = Path(__file__).with_name("PHANTOM.md")
-KIBIBYTE = 1024  # the unit of ru_maxrss on Linux
+# The process tells its own peak: the one that the system tells its parent starts from the parent's memory.
+CHILD = """
+import sys
+from ncaseg.budget import peak_bytes
+from ncaseg.cli import main
+code = main(sys.argv[1:])
+print(peak_bytes())
+sys.exit(code)
+"""
 
 
 class Cost(NamedTuple):
@@ -96,31 +103,30 @@ def measure(arguments: Sequence[object]) -> Cost:
     Raises:
         subprocess.CalledProcessError: it failed; what it said is on the terminal.
     """
-    command = [sys.executable, "-m", "ncaseg", *map(str, arguments)]
-    print(shlex.join(command[1:]), flush=True)
+    command = [sys.executable, "-c", CHILD, *map(str, arguments)]
+    print(shlex.join(["ncaseg", *command[3:]]), flush=True)
     began = time.monotonic()
-    child = subprocess.Popen(command)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode != 0:
-        raise subprocess.CalledProcessError(child.returncode, command)
-    return Cost(time.monotonic() - began, KIBIBYTE * usage.ru_maxrss)
+    child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    seconds = time.monotonic() - began
+    *said, peak = child.stdout.splitlines()
+    print("\n".join(said), flush=True)
+    return Cost(seconds, int(peak))
 
 
 def render(rows: Iterable[dict]) -> str:
     """The records as a page, a section per run."""
     found = list(rows)
-    parts = ["# Recipes from end to end on phantoms\n", __doc__.split("\n\n")[2] + "\n"]
+    parts = ["# Recipes from end to end on phantoms\n", __doc__.split("\n\n")[2]]
     for date in dict.fromkeys(row["date"] for row in found):
         stages = [row for row in found if row["date"] == date]
         first = stages[0]
         size = "x".join(map(str, first["size"]))
-        changes = ", ".join(f"`{change}`" for change in first["overrides"]) or "none"
+        changes = " ".join(f"`{change}`" for change in first["overrides"]) or "none"
         dice = f"hard Dice {first['hard_dice']:.3f}, soft Dice {first['soft_dice']:.3f}"
         parts += [
             f"## {first['recipe']}, {first['parameters']:,} parameters, phantoms of {size} cells\n",
-            f"Changes to the recipe: {changes}. {first['phantoms']} phantoms; on the {first['cases']} that were not "
-            f"trained on: {dice}. {record.describe_origin(stages)}\n",
+            f"Changes to the recipe: {changes}.\n{first['phantoms']} phantoms; on the {first['cases']} that were not "
+            f"trained on: {dice}.\n{record.describe_origin(stages)}\n",
             table(["stage", "seconds", "peak"], [_show(row) for row in stages]),
         ]
     return "\n".join(parts) + "\n"

@@ -2,12 +2,14 @@
 
 import subprocess
 
+import numpy as np
 import phantom_run
 import pytest
 import record
 from phantom_run import Cost
 
 from ncaseg.cli import main
+from ncaseg.data.phantom import write_phantoms
 
 SMALL = ["data.size=[16,16,16]", "train.steps=2", "train.validate_every=0", "model.steps=[2]"]
 
@@ -33,8 +35,10 @@ def test_a_recipe_runs_from_end_to_end_and_becomes_a_page(tmp_path, monkeypatch)
     assert "`train.steps=2`" in page and "easier than any organ" in page
 
 
-def test_a_process_is_measured_and_its_failure_told():
-    cost = phantom_run.measure(["--help"])
-    assert 0 < cost.seconds < 60 and 5 * 10**6 < cost.peak_bytes < 10**9
+def test_a_process_is_measured_alone_and_its_failure_told(tmp_path):
+    scan = write_phantoms(tmp_path, 1, size=(16, 16, 16)) / "imagesTr" / "phantom_000.nii.gz"
+    held = np.ones(50_000_000)  # 400 MB of this process, which the other must not count
+    cost = phantom_run.measure(["predict", "m3d-hippocampus-fast", scan, "-o", tmp_path / "out.nii.gz", "--no-torch"])
+    assert held.sum() > 0 and 0 < cost.seconds < 60 and 20 * 10**6 < cost.peak_bytes < 300 * 10**6
     with pytest.raises(subprocess.CalledProcessError):
         phantom_run.measure(["train", "no-such-recipe"])
