@@ -96,8 +96,8 @@ def score_cases(
         What `ncaseg evaluate --json` writes: `mean`, `std`, `cases`, `classes` (means per class), `model`, `samples`,
         `seed`, `conditions`, `made` (commit, machine), `seconds_per_case`; plain numbers, strings, lists and dicts.
         `classes_std` are deviations over cases as of a sample, n - 1, as in cDAL's paper. A MedSegDiffNCA gets
-        `protocols` as well, see `ncaseg.score_samples`; a cDAL of pictures has E-CDAL there, and a segmenter on another
-        grid than the native one E-M3D, both with `protocols_std`.
+        `protocols` as well, see `ncaseg.score_samples`; a cDAL of pictures has E-CDAL there, and an M3D-NCA on
+        another grid than the native one E-M3D, both with `protocols_std`.
 
     Raises:
         ValueError: a model that samples masks is given an `empty` or a `rule` that it does not have.

@@ -53,11 +53,11 @@ def answer(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: in
 
 
 def score_protocols(found: Answer, volume: Volume, cfg: Config) -> dict[str, protocols.Scores]:
-    """E-CDAL of a picture with one label by a cDAL; E-M3D of a segmenter that does not work on the native grid."""
+    """E-M3D of an M3D-NCA or its baseline off the native grid; E-CDAL of a picture with one label by a cDAL."""
     if found.grid is None:
         return {}
-    if cfg.model.kind != "cdal":
+    if cfg.model.kind in ("m3d", "unet"):
         return {protocols.M3D: protocols.e_m3d(found.grid.max(axis=0), grid_mask(volume))}
-    if len(found.grid) > 1 or found.grid.shape[3] > 1:
-        return {}
-    return {protocols.CDAL: protocols.e_cdal(found.grid[0], grid_mask(volume))}
+    if cfg.model.kind == "cdal" and len(found.grid) == 1 and found.grid.shape[3] == 1:
+        return {protocols.CDAL: protocols.e_cdal(found.grid[0], grid_mask(volume))}
+    return {}

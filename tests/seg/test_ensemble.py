@@ -89,7 +89,7 @@ def test_member_k_is_the_run_alone(tmp_path, monkeypatch, budget):
     model = tiny_model(cfg)
     volume = load_case(Case(id="scan", image=write_scan(tmp_path / "scan.nii"), label=None), cfg.data)
     monkeypatch.setattr(predict, "MEMBER_BUDGET_BYTES", budget)
-    members = list(predict._member_logits(model, volume, cfg, samples=4, seed=9))
+    members = list(predict.member_logits(model, volume, cfg, samples=4, seed=9))
     with torch.no_grad():
         alone = [model(torch.from_numpy(volume.image)[None], seed=9, first_sample=k)[0] for k in range(4)]
     assert torch.stack(alone).std(0).max() > 1e-2  # the members differ, so the comparison means something

@@ -115,7 +115,7 @@ def test_what_sampled_masks_do_not_support_is_said(data, tmp_path, capsys):
     score = ["evaluate", str(saved), "--data", str(data), "--samples", "1"]
     for command, code, message in (
         ([*predict, "--no-torch"], 2, "model.kind must be 'm3d' without torch"),
-        ([*predict, "--memory", "1GB"], 3, "model.kind must be 'm3d' without torch or with a memory budget"),
+        ([*predict, "--memory", "1GB"], 2, "model.kind must be 'm3d' without torch or with a memory budget"),
         ([*predict, "--rule", "median"], 3, 'rule must be "mean-probability"'),
         ([*score, "--rule", "median"], 3, 'rule must be "mean-probability"'),
         ([*score, "--empty", "skip"], 3, 'empty must be "one"'),
