@@ -72,11 +72,11 @@ def run(recipe: str, folder: Path, overrides: Sequence[str], count: int, samples
     size = config.load_recipe(recipe, overrides).data.size
     data, out = write_phantoms(folder / "phantoms", count, seed=0, size=size), folder / "run"
     model = out / "model.safetensors"
-    stages = {"training": ["train", recipe, *overrides, "--data", data, "--out", out]}
     scored = ["--split", out / "split.json", "--samples", samples, "--compare", 1, "--json", out / "scores.json"]
-    stages[f"evaluation, {samples} + 1 runs"] = ["evaluate", model, "--data", data, *scored]
-    costs = {name: measure(arguments) for name, arguments in stages.items()}
-    # The split is known now; predictions start anew each time.
+    costs = {
+        "training": measure(["train", recipe, *overrides, "--data", data, "--out", out]),
+        f"evaluation, {samples} + 1 runs": measure(["evaluate", model, "--data", data, *scored]),
+    }
     case = load_split(out / "split.json").validation[0]
     image, common = data / "imagesTr" / f"{case}.nii.gz", ["-o", out / "prediction.nii.gz", "--samples", 1]
     for name, more in {"torch": [], "no torch": ["--no-torch"], memory: ["--memory", memory]}.items():
@@ -88,8 +88,6 @@ def run(recipe: str, folder: Path, overrides: Sequence[str], count: int, samples
         "size": list(size),
         "phantoms": count,
         "parameters": scores["parameters"],
-    }
-    shared |= {
         "hard_dice": scores["mean"]["hard_dice"],
         "soft_dice": scores["mean"]["soft_dice"],
         "cases": scores["num_cases"],

@@ -13,7 +13,7 @@ class TrainConfig:
     in its batch. ``steps`` counts optimiser steps; 0 means ``epochs`` passes over the training cases.
     The rate after u updates is ``lr`` (constant), ``lr * lr_decay**u`` (exponential), or falls along a cosine to
     ``lr * lr_final`` at the last step; with ``lr_interval`` "epoch" u counts finished epochs.
-    ``optimizer`` is "adam", "adamw", or "muon": Muon for the matrices of the dense layers and AdamW for the rest, see
+    ``optimizer`` is "adam", "adamw", or "muon": Muon for all parameters of two dimensions and AdamW for the rest, see
     :mod:`ncaseg.optimizers`.
     ``loss`` is one of :mod:`ncaseg.losses`, its two parts weighted by ``loss_weights``; ``skip_empty`` leaves out
     channels without foreground in the batch, and the optimiser step where none is left.
