@@ -32,7 +32,7 @@ lint: $(INSTALLED)
 	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.inl,$(SOURCES))
 
 bench: $(INSTALLED)
-	$(BIN)/pytest benchmarks/bench_rollout.py --show-capture=no --benchmark-disable-gc --benchmark-columns=min,median,iqr,rounds
+	$(BIN)/pytest benchmarks/rollout/bench_rollout.py --show-capture=no --benchmark-disable-gc --benchmark-columns=min,median,iqr,rounds
 
 # The instrumented copy comes before the installed one on the path. Leaks are not looked for: Python and torch keep theirs.
 sanitize: $(INSTALLED)

@@ -28,5 +28,5 @@ def why_not() -> str | None:
     from triton import language, runtime
 
     if isinstance(language.sum, runtime.JITFunction):
-        raise RuntimeError("triton was imported before tests/interpreter.py; name tests before benchmarks, or alone")
+        raise RuntimeError("triton was imported before tests/interpreter.py; name tests before anything else, or alone")
     return None

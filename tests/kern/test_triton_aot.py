@@ -11,20 +11,21 @@ import pytest
 
 pytest.importorskip("triton", reason="needs the package triton, to compile kernels")
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 # A process of its own: in this one, Triton's interpreter has taken the place of its compiler.
 SCRIPT = """
-import json, gpu_aot
-expected = {target: gpu_aot.expected(target) for target in gpu_aot.TARGETS if gpu_aot.table_path(target).exists()}
+import json
+from benchmarks.gpu import aot
+expected = {target: aot.expected(target) for target in aot.TARGETS if aot.table_path(target).exists()}
 wanted = [("_nca_norm_fwd_kernel__fold", "A fp32"), ("_nca_step_fwd_kernel__small", "A-nonorm bf16"),
           ("_nca_perceive_fwd_kernel__cells", "D fp32")]
 compiled = []
-for launch, needed_by in gpu_aot.expected("sm_90").values():
+for launch, needed_by in aot.expected("sm_90").values():
     if any(launch.name == name and problem in needed_by for name, problem in wanted):
-        compiled.append({"kernel": launch.name} | gpu_aot.compile_launch(launch, "sm_90"))
+        compiled.append({"kernel": launch.name} | aot.compile_launch(launch, "sm_90"))
 print(json.dumps({
     "expected": {t: {key: needed_by for key, (_, needed_by) in found.items()} for t, found in expected.items()},
-    "tables": {target: list(gpu_aot.read_table(target).values()) for target in expected},
+    "tables": {target: list(aot.read_table(target).values()) for target in expected},
     "compiled": compiled,
 }))
 """
@@ -41,7 +42,7 @@ DENSE_PRODUCT = (
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the script says, with an empty cache, so that it compiles."""
-    own = {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path]), "TRITON_INTERPRET": "0"}
+    own = {"PYTHONPATH": os.pathsep.join([*sys.path, str(ROOT)]), "TRITON_INTERPRET": "0"}
     own["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
     run = subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
@@ -61,7 +62,7 @@ def has_product(row: dict[str, Any]) -> bool:
 def test_tables_are_up_to_date(found: dict[str, Any]) -> None:
     for target, rows in found["tables"].items():
         expected, present = set(found["expected"][target]), {row["key"] for row in rows}
-        assert present == expected, f"{target}: kernels or tiles have changed: run python benchmarks/gpu_aot.py"
+        assert present == expected, f"{target}: kernels or tiles have changed: run python -m benchmarks.gpu.aot"
         assert [row["kernel"] for row in rows if "error" in row] == []
 
 

@@ -1,0 +1,21 @@
+"""cases.toml beside this file: the cases of the harness at the sizes of an accelerator."""
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.harness.cases import Case, load_cases
+
+
+def load_gpu_cases() -> dict[str, Case]:
+    """Read the runs, named like "A-256x256x256-n4"; their marks are not those of the base case."""
+    bases = load_cases()
+    cases = {}
+    for name, entry in tomllib.loads(Path(__file__).with_name("cases.toml").read_text()).items():
+        base, runs = bases[entry.pop("base", name)], entry.pop("runs")
+        for run in runs:
+            size, steps = run.split(" n")
+            case_name = f"{name}-{size}-n{steps}"
+            cells = tuple(map(int, size.split("x")))
+            cases[case_name] = replace(base, name=case_name, size=cells, steps=int(steps), mark={}, **entry)
+    return cases

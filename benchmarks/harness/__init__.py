@@ -1,0 +1,1 @@
+"""How anything is measured, recorded, tabulated, drawn and compared; imports nothing from its neighbours."""

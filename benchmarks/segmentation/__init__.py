@@ -1,0 +1,1 @@
+"""Whole networks and recipes of ncaseg: time, memory, spread."""
