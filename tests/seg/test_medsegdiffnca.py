@@ -7,6 +7,7 @@ import torch
 
 from ncaseg import config
 from ncaseg.models import build_model, medsegdiffnca
+from ncaseg.models.attended import attended_rollout
 from ncaseg.models.medsegdiffnca import MedSegDiffNCA
 
 COUNTS = {
@@ -165,6 +166,17 @@ def test_slices_are_automata_of_their_own():
             one = slice(z, z + 1)
             alone, _ = model.denoise(image[..., one], noisy[..., one], time, seed=0, first_sample=6 + z)
             assert torch.equal(alone, whole[..., one])
+
+
+def test_attention_gives_the_same_bits_for_any_strides_of_the_state():
+    """A slice among others and a slice alone lie in memory differently, and sums over cells must not see it."""
+    model = trained(attention=True)
+    nca, cbam = model.levels[0], model.attention[0]
+    state = torch.randn(3, 16, 12, 16)
+    spread = state.movedim(0, 2).contiguous().movedim(2, 0)
+    assert spread.stride() != state.stride() and torch.equal(spread, state)
+    found = [attended_rollout(each, nca, cbam, 4, seed=0) for each in (state, spread)]
+    assert torch.equal(*found)
 
 
 def test_the_control_is_one_pass_without_noise_and_time():

@@ -49,6 +49,7 @@ def attended_rollout(
     """
     step = _Step(nca.spec, seed, first_step, first_sample, residual)
     present = [tensor for tensor in nca.params if tensor is not None]
+    state = state.contiguous()  # the order of a sum over cells follows the strides, and these follow the batch
     with torch.autocast(state.device.type, enabled=False):  # the backward pass computes again outside of the caller's
         return _Rollout.apply(step, steps, keep_every, state, *cbam.params, *present)
 
