@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import assert_matches
 
 import ncakern
-from helpers import assert_matches
 from benchmarks.harness.cases import load_cases
 from benchmarks.harness.measure import MODES, make_call, saved_bytes, time_interleaved
 from benchmarks.rollout.providers import PROVIDERS, Eager, make, make_nca

@@ -55,10 +55,10 @@ class EdgeModel:
             ValueError: an axis is too short for a level's kernel.
         """
         full = pad_size(size, self.cfg.scales, self.cfg.pad)
-        found = [ceil_divide(full, factors) for factors in factors_of(self.cfg.scales)]
+        cells = [ceil_divide(full, factors) for factors in factors_of(self.cfg.scales)]
         if self.cfg.padding == "reflect":
-            check_reflection(found, self.cfg.kernel_sizes, self.cfg.ndim)
-        return found
+            check_reflection(cells, self.cfg.kernel_sizes, self.cfg.ndim)
+        return cells
 
     def rows(self, image: np.ndarray, level: int, rows: range) -> np.ndarray:
         """Rows of the image of a level, ``[rows, Y', Z', C_in]``."""
@@ -67,7 +67,7 @@ class EdgeModel:
         return image_rows(image, full, factors, rows, pad=self.cfg.pad, pool=self.cfg.pool)
 
     def stream(self, level: int, *, seed: int, member: int) -> Stream:
-        """Names the fire bits: steps are numbered through all levels, members are samples."""
+        """What names the fire bits: steps are numbered through all levels, members are samples."""
         return {"seed": seed, "first_step": sum(self.cfg.steps[:level]), "first_sample": member}
 
 

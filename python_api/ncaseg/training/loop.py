@@ -9,6 +9,7 @@ import functools
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,6 +32,15 @@ from ncaseg.training.tasks import make_task
 from ncaseg.training.tasks.base import Task
 
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds", "val_dice")
+
+
+@dataclass
+class State:
+    """How far a run is: steps done, updates of the weights, and how many of these the running mean had last seen."""
+
+    step: int = 0
+    updates: int = 0
+    averaged: int = 0
 
 
 def train(
@@ -78,37 +88,38 @@ def train(
     average = make_average(model, cfg.train)
     per_epoch = steps_per_epoch(len(split.train), cfg.train)
     total = cfg.train.steps if cfg.train.steps > 0 else cfg.train.epochs * per_epoch
-    step = updates = averaged = 0  # averaged: the updates when the running mean last moved
+    state = State()
     if (out / "state.pt").exists():
-        step, updates, averaged = _restore(out / "state.pt", task, average, split)
+        state = _restore(out / "state.pt", task, average, split)
 
-    with RunLog(out, (*COLUMNS, *task.columns), keep_through=step) as log, Progress(total, start=step) as progress:
-        while step < total:
-            began = time.monotonic()
+    columns = (*COLUMNS, *task.columns)
+    with RunLog(out, columns, keep_through=state.step) as log, Progress(total, start=state.step) as progress:
+        while state.step < total:
+            began, epoch = time.monotonic(), state.step // per_epoch
             rate = functools.partial(
-                learning_rate, updates=updates, total=total, epoch=step // per_epoch, per_epoch=per_epoch
+                learning_rate, updates=state.updates, total=total, epoch=epoch, per_epoch=per_epoch
             )
-            outcome = task.step(volumes, draw_batches(split.train, cfg.train, step), step, rate)
+            outcome = task.step(volumes, draw_batches(split.train, cfg.train, state.step), state.step, rate)
             lr = rate(cfg.train)
             if not outcome.is_finite:
-                _save(out, task, average, split, step, updates, averaged)
+                _save(out, task, average, split, state)
                 raise FloatingPointError(
-                    f"training stopped at step {step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}, lr "
-                    f"{lr:.3g}; the last good state is in {out / 'state.pt'}. Lower train.lr or set "
+                    f"training stopped at step {state.step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}, "
+                    f"lr {lr:.3g}; the last good state is in {out / 'state.pt'}. Lower train.lr or set "
                     "train.grad_clip=1.0 in a new run"
                 )
-            updates += outcome.learned
-            step += 1
-            if average is not None and is_averaged(cfg.train, step, updates, averaged, per_epoch):
+            state.updates += outcome.learned
+            state.step += 1
+            if average is not None and is_averaged(cfg.train, state, per_epoch):
                 average.update_parameters(model)
-                averaged = updates
+                state.averaged = state.updates
 
             val_dice = None
-            if cfg.train.validate_every > 0 and _is_due(step, total, cfg.train.validate_every):
+            if cfg.train.validate_every > 0 and _is_due(state.step, total, cfg.train.validate_every):
                 val_dice = task.validation_dice(best_weights(model, average), volumes, split.validation)
             row: dict[str, float | None] = {
-                "step": step,
-                "epoch": (step - 1) // per_epoch,
+                "step": state.step,
+                "epoch": epoch,
                 "loss": outcome.loss,
                 "lr": lr,
                 "grad_norm": outcome.grad_norm,
@@ -116,9 +127,9 @@ def train(
             row |= {"seconds": round(time.monotonic() - began, 4), "val_dice": val_dice}
             log.write(row | {name: _mean(outcome.parts.get(name, [])) for name in task.columns})
             shown = "" if val_dice is None else f"  val dice {val_dice:.3f}"
-            progress.update(step, f"loss {outcome.loss:.4f}  lr {lr:.2e}{shown}")
-            if _is_due(step, total, cfg.train.checkpoint_every):
-                _save(out, task, average, split, step, updates, averaged)
+            progress.update(state.step, f"loss {outcome.loss:.4f}  lr {lr:.2e}{shown}")
+            if _is_due(state.step, total, cfg.train.checkpoint_every):
+                _save(out, task, average, split, state)
     return out / "model.safetensors"
 
 
@@ -170,12 +181,10 @@ def make_average(model: Segmenter, cfg: TrainConfig) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay))
 
 
-def is_averaged(cfg: TrainConfig, step: int, updates: int, averaged: int, per_epoch: int) -> bool:
-    """Whether the weights after ``step`` steps, ``updates`` of them with a gradient, enter the running mean.
-
-    They do not where they are still those that entered it after ``averaged`` updates.
-    """
-    return updates > max(cfg.ema_start, averaged) and (cfg.ema_interval == "step" or step % per_epoch == 0)
+def is_averaged(cfg: TrainConfig, state: State, per_epoch: int) -> bool:
+    """Whether the weights that a run has come to enter the running mean, which takes none twice."""
+    is_now = cfg.ema_interval == "step" or state.step % per_epoch == 0
+    return is_now and state.updates > max(cfg.ema_start, state.averaged)
 
 
 def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:
@@ -219,8 +228,8 @@ def _claim_folder(out: Path, cfg: Config, resume: bool) -> None:
 def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str]) -> Split:
     """The split of the run: read if it is there, else made of all cases and written. What it names needs a label."""
     ids = [case.id for case in cases]
-    is_given, how = path.exists(), cfg.data
-    split = load_split(path) if is_given else make_split(ids, how.validation_fraction, how.split_seed, groups)
+    is_given, data = path.exists(), cfg.data
+    split = load_split(path) if is_given else make_split(ids, data.validation_fraction, data.split_seed, groups)
     named = {*split.train, *split.validation}
     unlabelled = sorted(case.id for case in cases if case.label is None and case.id in named)
     if unlabelled:
@@ -236,24 +245,22 @@ def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str
     return split
 
 
-def _save(
-    out: Path, task: Task, average: AveragedModel | None, split: Split, step: int, updates: int, averaged: int
-) -> None:
+def _save(out: Path, task: Task, average: AveragedModel | None, split: Split, state: State) -> None:
     best = best_weights(task.model, average)
     weights = "last" if best is task.model else "average"
-    metadata = {"step": str(step), "split_sha256": split.sha256, "weights": weights}
+    metadata = {"step": str(state.step), "split_sha256": split.sha256, "weights": weights}
     save_model(out / "model.safetensors", best, task.cfg, metadata)
-    state = {"step": step, "updates": updates, "split_sha256": split.sha256} | task.state()
-    mean = {} if average is None else {"average": average.state_dict(), "averaged": averaged}
-    save_state(out / "state.pt", state | mean)
+    counts = {"step": state.step, "updates": state.updates, "split_sha256": split.sha256}
+    mean = {} if average is None else {"average": average.state_dict(), "averaged": state.averaged}
+    save_state(out / "state.pt", counts | task.state() | mean)
 
 
-def _restore(path: Path, task: Task, average: AveragedModel | None, split: Split) -> tuple[int, int, int]:
-    state = load_state(path)
-    if state["split_sha256"] != split.sha256:
+def _restore(path: Path, task: Task, average: AveragedModel | None, split: Split) -> State:
+    saved = load_state(path)
+    if saved["split_sha256"] != split.sha256:
         raise ValueError(f"{path} belongs to another split than the one in {path.parent / 'split.json'}")
-    task.restore(state)
+    task.restore(saved)
     if average is not None:
-        average.load_state_dict(state["average"])
+        average.load_state_dict(saved["average"])
     # States of older versions do not say; theirs is right where the last update has been averaged.
-    return state["step"], state["updates"], state.get("averaged", state["updates"])
+    return State(saved["step"], saved["updates"], saved.get("averaged", saved["updates"]))

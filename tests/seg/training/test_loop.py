@@ -24,6 +24,7 @@ from ncaseg.streams import FIRE, stream
 from ncaseg.training import batches, loop
 from ncaseg.training.batches import load_batch, load_sample
 from ncaseg.training.logs import read_rows
+from ncaseg.training.loop import State
 from ncaseg.training.losses import dice_bce
 from ncaseg.training.tasks.base import Outcome
 from ncaseg.training.tasks.segmentation import Segmentation
@@ -357,10 +358,10 @@ def test_average_is_the_running_mean_of_the_weights(data, tmp_path, monkeypatch)
 
 def test_average_may_move_once_per_epoch():
     cfg = tiny("train.ema_decay=0.9", "train.ema_interval=epoch").train
-    assert [step for step in range(1, 8) if loop.is_averaged(cfg, step, step, 0, per_epoch=3)] == [3, 6]
+    assert [step for step in range(1, 8) if loop.is_averaged(cfg, State(step, step), per_epoch=3)] == [3, 6]
     late = tiny("train.ema_decay=0.9", "train.ema_start=4").train
-    assert [step for step in range(1, 8) if loop.is_averaged(late, step, step, 0, per_epoch=3)] == [5, 6, 7]
-    assert loop.is_averaged(cfg, 3, 2, 1, per_epoch=3) and not loop.is_averaged(cfg, 3, 2, 2, per_epoch=3)
+    assert [step for step in range(1, 8) if loop.is_averaged(late, State(step, step), per_epoch=3)] == [5, 6, 7]
+    assert loop.is_averaged(cfg, State(3, 2, 1), per_epoch=3) and not loop.is_averaged(cfg, State(3, 2, 2), per_epoch=3)
 
 
 def test_average_takes_an_epoch_whose_last_batch_is_skipped(data, tmp_path, monkeypatch):

@@ -39,8 +39,8 @@ class Generator(nn.Module):
         """What the estimate is the tanh of, ``[B, label_channels, *S]``, S having ``ndim`` axes.
 
         Args:
-            x: ``[B, label_channels, *S]``, the label at noise level ``tau + 1``.
-            tau: ``[B]`` int64 in 0..T-1, the step from level ``tau + 1`` down to level ``tau``.
+            x: ``[B, label_channels, *S]``, the label at time ``tau + 1``.
+            tau: ``[B]`` int64 in 0..T-1, the step from time ``tau + 1`` down to time ``tau``.
             image: ``[B, image_channels, *S]``.
             z: ``[B, latent]`` float32, or None.
             seed, first_sample, keep_every: name the fire bits of automata and trade memory for time in training; of

@@ -9,6 +9,7 @@ from ncaseg.models.cdal.layers import LatentMap
 from ncaseg.models.cdal.modulation import Modulation
 from ncaseg.models.layout import to_channels_first, to_channels_last
 from ncaseg.models.multilevel import enlarge_state, make_levels, pool_image
+from ncaseg.streams import fresh_seed
 
 
 class NCAGenerator(Generator):
@@ -112,7 +113,7 @@ class NCAGenerator(Generator):
         """See :class:`Generator`; with one ``seed`` no two steps of the levels share fire bits."""
         self._check_inputs(x, tau, image, z)
         if seed is None:
-            seed = int(torch.randint(2**62, ()))
+            seed = fresh_seed()
         features = None if self.latent_map is None or z is None else self.latent_map(z)
         x, image = _as_volume(x), _as_volume(image)
         self._check_size(x)

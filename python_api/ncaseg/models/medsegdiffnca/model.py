@@ -10,6 +10,7 @@ from ncaseg.models.layout import to_channels_first, to_channels_last
 from ncaseg.models.medsegdiffnca.attended_rollout import attended_rollout
 from ncaseg.models.medsegdiffnca.cbam import CBAM
 from ncaseg.models.multilevel import enlarge_state, make_levels, pool_image
+from ncaseg.streams import fresh_seed
 
 
 class MedSegDiffNCA(Segmenter):
@@ -122,7 +123,7 @@ class MedSegDiffNCA(Segmenter):
         """
         self._check(image, noisy, time)
         if seed is None:
-            seed = int(torch.randint(2**62, ()))
+            seed = fresh_seed()
         full = torch.cat([image, noisy], dim=1)
         state = None
         for level in range(len(self.levels)):

@@ -9,7 +9,7 @@ from torch import Tensor
 from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore
 from ncaseg.models.base import Segmenter
-from ncaseg.streams import CROP, FIRE, stream
+from ncaseg.streams import CROP, FIRE, generator, stream
 from ncaseg.training.batches import load_batch
 from ncaseg.training.losses import LOSSES
 from ncaseg.training.optimizers import make_optimizer, set_rate
@@ -46,9 +46,9 @@ class Segmentation:
         for number, ids in enumerate(batches):
             image, target = (tensor.to(device) for tensor in load_batch(volumes, ids, self.cfg, step, number))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.train.precision == "bfloat16"):
-                loss, found = self.batch_loss(image, target, step, number)
+                loss, batch_parts = self.batch_loss(image, target, step, number)
             loss = loss / len(batches)
-            for name, values in found.items():
+            for name, values in batch_parts.items():
                 parts.setdefault(name, []).extend(values)
             mean_loss += loss.item()
             if loss.requires_grad:
@@ -63,7 +63,7 @@ class Segmentation:
             image,
             target,
             seed=stream(train.seed, FIRE, step, number),
-            generator=torch.Generator().manual_seed(stream(train.seed, CROP, step, number)),
+            generator=generator(train.seed, CROP, step, number),
             keep_every=train.keep_every,
             foreground=train.foreground_crops,
         )
