@@ -9,13 +9,6 @@ from collections.abc import Sequence
 Triple = tuple[int, int, int]
 
 
-def check_counts(kernel_sizes: Sequence[int], steps: Sequence[int], scales: Sequence[Triple]) -> None:
-    """Raise a ValueError unless there is one entry of steps per kernel size, and one of scales less."""
-    if len(steps) != len(kernel_sizes) or len(scales) != len(kernel_sizes) - 1:
-        counts = f"{len(kernel_sizes)} kernel_sizes, {len(steps)} steps, {len(scales)} scales"
-        raise ValueError(f"steps must have one entry per kernel size, scales one less; got {counts}")
-
-
 def factors_of(scales: Sequence[Triple]) -> list[Triple]:
     """How many full-resolution cells one cell of each level spans, per axis.
 

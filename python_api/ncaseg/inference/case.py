@@ -196,9 +196,7 @@ def member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, s
     model = _with_own_statistics(model)
     device = next(model.parameters()).device
     image = torch.from_numpy(volume.image).to(device)  # [C_in, *S]
-    # A few states per member; the hidden values are stored by the reference only.
-    cell_bytes = 4 * (4 * cfg.model.channels + 2 * cfg.model.hidden)
-    at_once = max(1, MEMBER_BUDGET_BYTES // (cell_bytes * image[0].numel()))
+    at_once = max(1, MEMBER_BUDGET_BYTES // (model.cell_bytes * image[0].numel()))
     for first in range(0, samples, at_once):
         members = image.expand(min(at_once, samples - first), *image.shape)
         with torch.no_grad():

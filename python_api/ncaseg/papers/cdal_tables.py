@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ncaseg import config
+from ncaseg.config import CdalModelConfig
 from ncaseg.evaluation.result import mean, sample_deviation
 from ncaseg.models.cdal.build import build_discriminator
 from ncaseg.papers.paper import Paper, PlannedRun
@@ -110,8 +111,9 @@ def _parameters(planned: PlannedRun) -> tuple[int | None, int]:
 def _count(recipe: str, overrides: tuple[str, ...]) -> tuple[int | None, int]:
     """Parameters of generator and discriminator; None for a generator of a library that is not installed."""
     cfg = config.load_recipe(recipe, overrides)
+    model = cfg.model
     with torch.device("meta"):
-        discriminator = build_discriminator(cfg.model, cfg.cdal)
+        discriminator = build_discriminator(model, cfg.cdal) if isinstance(model, CdalModelConfig) else None
     other = 0 if discriminator is None else sum(p.numel() for p in discriminator.parameters())
     try:
         return num_parameters(cfg), other

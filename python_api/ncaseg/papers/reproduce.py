@@ -135,7 +135,7 @@ def _lacks_inspection(paper: Paper, planned: PlannedRun, folder: Path) -> bool:
     """Whether quality control is missing and has a meaning: only models that are random have a spread."""
     if paper.form != "volumes" or planned.variant == "no_duplication":
         return False
-    is_random = config.load_recipe(planned.recipe).model.kind != "unet"
+    is_random = config.load_recipe(planned.recipe).model.is_random
     has_weights = (folder / "model.safetensors").exists()
     return is_random and has_weights and "detection" not in _read_json(folder / "qc.json")
 

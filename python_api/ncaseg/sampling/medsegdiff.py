@@ -68,7 +68,7 @@ def sample_volume(model: Segmenter, volume: Volume, cfg: Config, samples: int, s
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
     image = torch.from_numpy(volume.image).to(next(model.parameters()).device)
-    member_bytes = 4 * STATES_AT_WORK * cfg.model.channels * image[0].numel()
+    member_bytes = 4 * STATES_AT_WORK * denoiser(model).channels * image[0].numel()
     at_once = max(1, MEMBER_BUDGET_BYTES // member_bytes)
     members = []
     for first in range(0, samples, at_once):

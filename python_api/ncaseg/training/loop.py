@@ -9,6 +9,7 @@ import functools
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore, grid_sizes
 from ncaseg.data.index import Case, find_cases, find_groups
 from ncaseg.data.split import Split, load_split, make_split, save_split
-from ncaseg.levels import Triple, check_reflection, or_native, pad_size, smaller, working_sizes
+from ncaseg.levels import Triple
 from ncaseg.models import build_model
 from ncaseg.models.base import Segmenter
 from ncaseg.streams import WEIGHTS, stream
@@ -75,16 +76,16 @@ def train(
     device = _device(cfg.train.device)
     cases = find_cases(data_dir, images=images, labels=labels)
     sizes = grid_sizes(cases, cfg.data)
-    check_sizes(sizes, cfg)
-    print(check_memory(cfg, list(sizes.values()), device), file=sys.stderr)
-    _claim_folder(out, cfg, resume)
-    split = _fix_split(out / "split.json", cases, cfg, find_groups(data_dir))
-    volumes = CaseStore(cases, cfg.data)
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(cfg.train.seed, WEIGHTS))
         model = build_model(cfg.model, cfg.cdal).to(device)
         task = make_task(cfg, model)
+    check_sizes(sizes, task)
+    print(check_memory(task, list(sizes.values()), device), file=sys.stderr)
+    _claim_folder(out, cfg, resume)
+    split = _fix_split(out / "split.json", cases, cfg, find_groups(data_dir))
+    volumes = CaseStore(cases, cfg.data)
+
     average = make_average(model, cfg.train)
     per_epoch = steps_per_epoch(len(split.train), cfg.train)
     total = cfg.train.steps if cfg.train.steps > 0 else cfg.train.epochs * per_epoch
@@ -133,34 +134,17 @@ def train(
     return out / "model.safetensors"
 
 
-def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
+def check_sizes(sizes: Mapping[str, Triple], task: Task) -> None:
     """Make sure that every volume fits every level, in training and whole, before hours of training have passed.
 
     Raises:
         ValueError: one does not; the message names the case, the level and the axis.
     """
-    model = cfg.model
-    has_automata = model.kind != "unet" and (model.kind != "cdal" or cfg.cdal.generator == "nca")
-    if not has_automata or model.padding != "reflect":
-        return
     for case, size in sizes.items():
-        for levels in _level_sizes(size, cfg):
-            try:
-                check_reflection(levels, model.kernel_sizes, model.ndim)
-            except ValueError as error:
-                raise ValueError(f"case {case}: {error}") from error
-
-
-def _level_sizes(size: Triple, cfg: Config) -> list[list[Triple]]:
-    """What the levels work on for a volume of this grid: in training, where a box may be cut, and in prediction."""
-    model, whole = cfg.model, [()] * len(cfg.model.steps)
-    box = or_native(cfg.data.crop, size)
-    if model.kind == "cdal":
-        window = smaller(or_native(cfg.cdal.window, size), size)
-        return [working_sizes(cells, model.scales, whole) for cells in (box, window)]
-    box, size = (pad_size(cells, model.scales, model.pad) for cells in (box, size))
-    trained = working_sizes(box, model.scales, model.training_patches)
-    return [trained, working_sizes(size, model.scales, whole)]
+        try:
+            task.check_size(size)
+        except ValueError as error:
+            raise ValueError(f"case {case}: {error}") from error
 
 
 def learning_rate(cfg: TrainConfig, updates: int, total: int, epoch: int = 0, per_epoch: int = 1) -> float:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from seg.tiny import task_of
 
 from ncaseg import config
 from ncaseg.checkpoint.model import load_model, load_state
@@ -513,11 +514,11 @@ def test_wrong_settings_are_named(more, message):
 def test_boxes_and_windows_too_small_for_automata_are_named_before_training(crop, window, message):
     cfg = tiny(NCA, {"data": {"crop": crop}}, window=window)
     if message is None:
-        loop.check_sizes({"small": (16, 16, 1)}, cfg)
+        loop.check_sizes({"small": (16, 16, 1)}, task_of(cfg))
     else:
         with pytest.raises(ValueError, match=message):
-            loop.check_sizes({"small": (16, 16, 1)}, cfg)
-    loop.check_sizes({"small": (16, 16, 1)}, tiny({"data": {"crop": crop}}, window=window))  # no automata
+            loop.check_sizes({"small": (16, 16, 1)}, task_of(cfg))
+    loop.check_sizes({"small": (16, 16, 1)}, task_of(tiny({"data": {"crop": crop}}, window=window)))  # no automata
 
 
 def test_volume_too_small_for_automata_starts_no_run(scans, tmp_path):

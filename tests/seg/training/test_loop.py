@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from seg.tiny import task_of
 
 from ncaseg import config
 from ncaseg.checkpoint.model import load_model, load_state
@@ -290,9 +291,9 @@ def test_boxes_count_in_the_check_of_sizes(data):
     """Three levels fit whole volumes of 12 cells, but not boxes of 4."""
     flat = ["model.kernel_sizes=[3, 3, 3]", "model.steps=[1, 1, 1]", "model.scales=[[2, 2, 2], [2, 2, 2]]"]
     sizes = {"a": (12, 12, 12)}
-    loop.check_sizes(sizes, tiny(*flat, "data.crop=[8, 8, 8]"))
+    loop.check_sizes(sizes, task_of(tiny(*flat, "data.crop=[8, 8, 8]")))
     with pytest.raises(ValueError, match="case a: image is too small: level 0 has 1 cells on axis Y"):
-        loop.check_sizes(sizes, tiny(*flat, "data.crop=[0, 4, 0]"))
+        loop.check_sizes(sizes, task_of(tiny(*flat, "data.crop=[0, 4, 0]")))
 
 
 def test_sizes_that_do_not_stack_are_named(tmp_path):

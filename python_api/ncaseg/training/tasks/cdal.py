@@ -14,22 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncaseg.config import CdalConfig, Config
+from ncaseg.config import CdalConfig, CdalModelConfig, Config
 from ncaseg.data.dataset import CaseStore
 from ncaseg.diffusion import coarse
+from ncaseg.levels import Triple, or_native, smaller
 from ncaseg.models.base import Segmenter
 from ncaseg.models.cdal.attention import attention_map
+from ncaseg.models.cdal.base import kept_bytes
 from ncaseg.models.cdal.build import build_discriminator
+from ncaseg.models.multilevel import FLOAT_BYTES
 from ncaseg.sampling.cdal import decode, encode, generator_of, sample_labels, to_samples
 from ncaseg.streams import FIRE, NOISE, TIME, generator, normal, stream
 from ncaseg.training.batches import load_batch
 from ncaseg.training.optimizers import make_optimizer, set_rate
-from ncaseg.training.tasks.base import Outcome, Parts, Rate, clip_gradient
+from ncaseg.training.tasks.base import Outcome, Parts, Rate, clip_gradient, keeps_states_only, trained_cells
 from ncaseg.training.validation import mean_dice
 
 D_COLUMNS = ("d_real", "d_fake", "r1", "d_grad_norm", "d_lr", "adversarial")
 ATTENTION_COLUMNS = ("attention_mean", "attention_std", "attention_min", "attention_max")
 FIXED_ATTENTION = ("off", "constant", "zero")
+WEIGHT_COPIES = 4  # a weight, its gradient, two moments
 D_STEP, G_STEP = 0, 1  # the two halves of an optimiser step, which share no random number
 TO_TAU, TO_NEXT, LATENT, POSTERIOR, AGAIN_TO_TAU, AGAIN_TO_NEXT = range(6)  # what normal numbers are for
 
@@ -68,6 +72,7 @@ class Adversarial:
         self.optimizer = make_optimizer(model, cfg.train)
         self.columns: tuple[str, ...] = ("mse",)
         device = next(model.parameters()).device
+        assert isinstance(cfg.model, CdalModelConfig)
         self.discriminator = build_discriminator(cfg.model, cfg.cdal)
         cdal = cfg.cdal
         self.d_train = dataclasses.replace(cfg.train, lr=cdal.d_lr, lr_final=cdal.d_lr_final, betas=cdal.d_betas)
@@ -77,6 +82,32 @@ class Adversarial:
             self.columns += D_COLUMNS
             if cdal.attention not in FIXED_ATTENTION:
                 self.columns += ATTENTION_COLUMNS
+
+    def check_size(self, size: Triple) -> None:
+        window = smaller(or_native(self.cfg.cdal.window, size), size)
+        for cells in (or_native(self.cfg.data.crop, size), window):
+            self.generator.check_size(cells)
+
+    def step_bytes(self, size: Triple, keep_every: int | None = None) -> int:
+        """Bytes of the network that keeps more, as they learn one after the other, and of all weights.
+
+        The gradient penalty is differentiated as well, which keeps three times as much.
+        """
+        batch, cells = trained_cells(self.cfg, size)
+        keep_every = self.cfg.train.keep_every if keep_every is None else keep_every
+        kept = self.generator.training_bytes(batch, cells, keep_every, has_kernel=keeps_states_only(self.cfg))
+        if self.generator.steps:  # few weights, and a discriminator that keeps less than the states of automata
+            return kept
+        networks = [self.generator] if self.discriminator is None else [self.generator, self.discriminator]
+        if self.discriminator is not None:
+            ndim, channels = self.generator.ndim, self.generator.label_channels
+            x = torch.empty(1, channels, *cells[:ndim], device="meta")
+            penalised = 3 if self.cfg.cdal.r1_gamma > 0 else 1
+            samples = batch * (1 if ndim == 3 else cells[2])
+            own = samples * penalised * kept_bytes(self.discriminator, x, torch.zeros(1, device="meta"), x)
+            kept = max(kept, own)
+        weights = sum(p.numel() for network in networks for p in network.parameters())
+        return kept + FLOAT_BYTES * WEIGHT_COPIES * weights
 
     def step(self, volumes: CaseStore, batches: list[tuple[str, ...]], step: int, rate: Rate) -> Outcome:
         loaded = [self._load(volumes, ids, step, number) for number, ids in enumerate(batches)]
