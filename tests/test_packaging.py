@@ -139,7 +139,7 @@ def test_every_module_of_the_wheel_imports(installed):
     paths = [Path(line) for line in printed if "/" in line]
     assert len(paths) == 2
     assert all(path.is_relative_to(installed.folder) for path in paths)
-    assert {"ncakern._cpu", "ncakern.backends.cpu", "ncaseg.train", "ncaseg.models.segmenter"} <= set(printed)
+    assert {"ncakern._cpu", "ncakern.backends.cpu", "ncaseg.training.loop", "ncaseg.models.m3d"} <= set(printed)
 
 
 def test_wheel_runs_the_kernel(installed):

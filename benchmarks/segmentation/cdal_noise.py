@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from ncaseg import cdal
-from ncaseg.checkpoint import load_model
+from ncaseg.checkpoint.model import load_model
 from ncaseg.config import Config
 from ncaseg.data.dataset import CaseStore, Volume
 from ncaseg.data.index import find_cases
 from ncaseg.data.split import load_split
-from ncaseg.diffusion.ensemble import normal
 from ncaseg.models.cdal.base import Generator
+from ncaseg.sampling.cdal import decode, from_samples, generator_of, to_samples
+from ncaseg.streams import normal
 
 SOURCES = ("noise", "latent", "fire")
 
@@ -39,7 +39,7 @@ def main() -> None:
     for name, sources in [(source, {source}) for source in SOURCES] + [("all three", set(SOURCES))]:
         spreads = []
         for case in chosen:
-            spreads.append(spread(cdal.generator_of(model), store[case], cfg, sources, options.draws))
+            spreads.append(spread(generator_of(model), store[case], cfg, sources, options.draws))
         everywhere, inside = torch.tensor(spreads).square().mean(dim=0).sqrt().tolist()
         print(f"| {name} | {everywhere:.4f} | {inside:.4f} |")
 
@@ -51,7 +51,7 @@ def spread(net: Generator, volume: Volume, cfg: Config, sources: set[str], draws
     ``sources``, some of ``SOURCES``, differ from draw to draw.
     """
     image = torch.from_numpy(volume.image)[None]
-    inputs = cdal.to_samples(image, net.ndim)
+    inputs = to_samples(image, net.ndim)
     tau = torch.full((len(inputs),), cfg.cdal.timesteps - 1)
     found = []
     for draw in range(draws):
@@ -59,7 +59,7 @@ def spread(net: Generator, volume: Volume, cfg: Config, sources: set[str], draws
         x = normal((len(inputs), net.label_channels, *inputs.shape[2:]), seed=seeds["noise"], first_sample=0, step=0)
         z = normal((len(inputs), net.latent), seed=seeds["latent"], first_sample=0, step=1) if net.latent else None
         coded = net(x, tau, inputs, z if z is None else z * cfg.cdal.latent_on, seed=seeds["fire"])
-        p = volume.to_native(cdal.decode(cdal.from_samples(coded, image.shape[-1], net.ndim), cfg.cdal)[0].numpy())
+        p = volume.to_native(decode(from_samples(coded, image.shape[-1], net.ndim), cfg.cdal)[0].numpy())
         found.append(torch.from_numpy(1 - p[0] if cfg.model.has_background else p[0]))
     squared = torch.stack(found).var(dim=0)
     is_inside = torch.from_numpy(volume.require_label() > 0)

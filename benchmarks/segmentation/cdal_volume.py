@@ -21,14 +21,15 @@ from torch import Tensor, nn
 
 from benchmarks.harness import peak, record
 from benchmarks.harness.measure import time_interleaved
-from ncaseg import cdal, config
+from ncaseg import config
 from ncaseg.data.dataset import Volume
 from ncaseg.levels import Triple
-from ncaseg.markdown import table
 from ncaseg.models import build_model
 from ncaseg.models.base import Segmenter
 from ncaseg.models.cdal.nca import NCAGenerator
-from ncaseg.windows import windows
+from ncaseg.report.markdown import table
+from ncaseg.sampling.cdal import CELLS_AT_ONCE, generator_of, sample_volume
+from ncaseg.sampling.windows import windows
 
 RECORDS = record.RESULTS / "cdal_volume"
 PAGE = Path(__file__).with_name("CDAL.md")
@@ -124,7 +125,7 @@ def peak_here(case: Case) -> int:
 def sampling_call(case: Case) -> Callable[[], Tensor]:
     """One sample of the synthetic volume: probabilities ``[1, classes + 1, X, Y, Z]``."""
     model, cfg = build(case)
-    return partial(cdal.sample_volume, model, synthetic(case.size), cfg, 1, 0)
+    return partial(sample_volume, model, synthetic(case.size), cfg, 1, 0)
 
 
 def build(case: Case) -> tuple[Segmenter, config.Config]:
@@ -132,7 +133,7 @@ def build(case: Case) -> tuple[Segmenter, config.Config]:
     cfg = config.load_recipe(NETWORKS[case.network], WAYS[case.way])
     torch.manual_seed(0)
     model = build_model(cfg.model, cfg.cdal).eval()
-    generator = cdal.generator_of(model)
+    generator = generator_of(model)
     if isinstance(generator, NCAGenerator):
         for level in generator.levels:
             nn.init.normal_(level.out_weight, std=0.01)
@@ -156,7 +157,7 @@ def row(case: Case, metric: str, unit: str, value: float) -> dict:
         "way": case.way,
         "size": list(case.size),
         "timesteps": cfg.cdal.timesteps,
-        "parameters": sum(p.numel() for p in cdal.generator_of(model).parameters()),
+        "parameters": sum(p.numel() for p in generator_of(model).parameters()),
         "windows": len(parts),
         "redundancy": sampled / prod(case.size),
         "metric": metric,
@@ -179,7 +180,7 @@ def page(rows: list[dict]) -> str:
         f"{recipes}. Networks of two axes sample every slice by itself. Windows have 32x32x32 cells, are sampled one "
         'after the other and averaged; "1/2" and "3/4" are the share that neighbours have in common, and 3/4 is what '
         "the recipe of the published network asks for. The last window of an axis is pushed back to its end.\n\n"
-        f"At most {cdal.CELLS_AT_ONCE:,} cells of slices run at once. Seconds are medians. The peak is the high-water "
+        f"At most {CELLS_AT_ONCE:,} cells of slices run at once. Seconds are medians. The peak is the high-water "
         "mark of a process of its own, beyond weights, volume and libraries. Against whole: over the same network's "
         "whole volume.",
     ]

@@ -19,10 +19,11 @@ from torch import nn
 from benchmarks.harness import peak, record
 from benchmarks.harness.measure import make_call, saved_bytes, time_interleaved
 from benchmarks.segmentation.denoiser_eager import Answers, CompiledDenoiser, EagerDenoiser
-from ncaseg import config, medsegdiff
-from ncaseg.markdown import table
+from ncaseg import config
 from ncaseg.models import build_model
-from ncaseg.models.medsegdiffnca import MedSegDiffNCA
+from ncaseg.models.medsegdiffnca.model import MedSegDiffNCA
+from ncaseg.report.markdown import table
+from ncaseg.sampling.medsegdiff import sample_masks
 
 RECORDS = record.RESULTS / "denoiser"
 PAGE = Path(__file__).with_name("DENOISER.md")
@@ -133,7 +134,7 @@ def why_not(compiled: Callable[[], None]) -> str | None:
 
 def sampling_call(model: MedSegDiffNCA, image: torch.Tensor) -> Callable[[], None]:
     how = config.load_recipe("medsegdiff-small").diffusion
-    return lambda: void(medsegdiff.sample_masks(model, image, how, seed=0))
+    return lambda: void(sample_masks(model, image, how, seed=0))
 
 
 def void(_: object) -> None:

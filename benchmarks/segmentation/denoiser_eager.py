@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ncakern
-from ncaseg.models.cbam import CBAM
-from ncaseg.models.medsegdiffnca import MedSegDiffNCA
+from ncaseg.models.medsegdiffnca.cbam import CBAM
+from ncaseg.models.medsegdiffnca.model import MedSegDiffNCA
 
 
 class EagerDenoiser(MedSegDiffNCA):

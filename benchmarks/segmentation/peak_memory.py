@@ -73,7 +73,7 @@ def run(name: str, mode: str, provider: str) -> dict:
     import torch
 
     from ncaseg.budget import peak_bytes, resident_bytes
-    from ncaseg.losses import dice_bce
+    from ncaseg.training.losses import dice_bce
 
     problem = PROBLEMS[name]
     if mode == "prediction":

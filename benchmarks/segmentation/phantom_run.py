@@ -22,7 +22,7 @@ from benchmarks.harness import record
 from ncaseg import config
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import load_split
-from ncaseg.markdown import table
+from ncaseg.report.markdown import table
 
 RECORDS = record.RESULTS / "phantom_run"
 PAGE = Path(__file__).with_name("PHANTOM.md")

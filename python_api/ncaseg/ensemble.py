@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -77,6 +78,33 @@ def check_rule(rule: str) -> None:
     """Raises a ValueError that lists the rules."""
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
+
+
+def nqm(mean: np.ndarray, variance: np.ndarray) -> float:
+    """The NCA quality metric, `NQM = sum(SD) / sum(mean)`: high is bad.
+
+    Args:
+        mean: voxelwise mean of the members' probabilities, any shape: output channels count like cells.
+        variance: voxelwise population variance of the same, the same shape; SD is its square root.
+
+    Returns:
+        A number from 0 on; infinity where the mean is 0 everywhere.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> nqm(np.array([0.5, 1.5]), np.array([0.25, 0.0]))
+        0.25
+
+    Reference:
+        Kalkhof and Mukhopadhyay, M3D-NCA, MICCAI 2023, section on quality control. The published code takes sigmoid
+        probabilities of the single runs for both sums, and so do we.
+    """
+    if mean.shape != variance.shape:
+        raise ValueError(f"variance must have the shape of mean {mean.shape}; got {variance.shape}")
+    total = float(mean.sum(dtype=np.float64))
+    return float(np.sqrt(variance, dtype=np.float64).sum()) / total if total > 0 else math.inf
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.segmentation.cdal_noise import spread
 from benchmarks.segmentation.cdal_volume import Case, build
-from ncaseg import cdal
 from ncaseg.data.dataset import Volume
+from ncaseg.sampling.cdal import generator_of
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +21,14 @@ def volume():
 
 def test_automata_differ_by_all_three(volume):
     model, cfg = build(Case("automata 2D", "whole", (12, 10, 4)))
-    found = {
-        source: spread(cdal.generator_of(model), volume, cfg, {source}, 2) for source in ("noise", "latent", "fire")
-    }
+    found = {source: spread(generator_of(model), volume, cfg, {source}, 2) for source in ("noise", "latent", "fire")}
     assert all(value > 0 for pair in found.values() for value in pair)
-    assert spread(cdal.generator_of(model), volume, cfg, set(), 2) == (0.0, 0.0)
+    assert spread(generator_of(model), volume, cfg, set(), 2) == (0.0, 0.0)
 
 
 def test_a_network_without_fire_bits_does_not_differ_by_them(volume):
     model, cfg = build(Case("NCSN++ small", "whole", (12, 10, 4)))
-    net = cdal.generator_of(model)
+    net = generator_of(model)
     torch.nn.init.normal_(net.head[-1].weight)
     assert spread(net, volume, cfg, {"fire"}, 2) == (0.0, 0.0)
     assert min(spread(net, volume, cfg, {"latent"}, 2)) > 0

@@ -9,7 +9,7 @@ from benchmarks.harness import record
 from benchmarks.harness.measure import saved_bytes
 from benchmarks.segmentation import denoiser
 from benchmarks.segmentation.denoiser_eager import Answers, CompiledDenoiser, EagerDenoiser
-from ncaseg.models.medsegdiffnca import MedSegDiffNCA
+from ncaseg.models.medsegdiffnca.model import MedSegDiffNCA
 
 OPTIONS = {"channels": 8, "hidden": 12, "kernel_sizes": (3, 3), "steps": (3, 2), "scales": ((4, 4, 1),)}
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from seg.tiny import tiny_config, tiny_model, write_scan
 
-from ncaseg import ensemble, predict
+from ncaseg import ensemble
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import Case
+from ncaseg.inference import case
+from ncaseg.inference.case import MEMBER_BUDGET_BYTES, member_logits
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (7, 2, 3, 4, 5)).astype(np.float32)  # [members, C_out, *S]
 
@@ -82,14 +84,14 @@ def test_bad_arguments_are_named():
         ensemble.combine([])
 
 
-@pytest.mark.parametrize("budget", [1, predict.MEMBER_BUDGET_BYTES])
+@pytest.mark.parametrize("budget", [1, MEMBER_BUDGET_BYTES])
 def test_member_k_is_the_run_alone(tmp_path, monkeypatch, budget):
     """Copies in one batch under norm "instance", in turns or together, equal runs of one volume under norm "batch"."""
     cfg = tiny_config()
     model = tiny_model(cfg)
     volume = load_case(Case(id="scan", image=write_scan(tmp_path / "scan.nii"), label=None), cfg.data)
-    monkeypatch.setattr(predict, "MEMBER_BUDGET_BYTES", budget)
-    members = list(predict.member_logits(model, volume, cfg, samples=4, seed=9))
+    monkeypatch.setattr(case, "MEMBER_BUDGET_BYTES", budget)
+    members = list(member_logits(model, volume, cfg, samples=4, seed=9))
     with torch.no_grad():
         alone = [model(torch.from_numpy(volume.image)[None], seed=9, first_sample=k)[0] for k in range(4)]
     assert torch.stack(alone).std(0).max() > 1e-2  # the members differ, so the comparison means something

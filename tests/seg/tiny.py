@@ -8,7 +8,7 @@ import torch
 
 from ncaseg.config import Config, from_dict
 from ncaseg.models import build_model
-from ncaseg.models.segmenter import M3D
+from ncaseg.models.m3d import M3D
 
 
 def tiny_config(**data) -> Config:

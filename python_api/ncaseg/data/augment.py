@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ncaseg.config import AugmentConfig
 from ncaseg.data.jitter import jitter
-from ncaseg.settings import AugmentConfig
 
 
 def augment(

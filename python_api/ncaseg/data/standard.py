@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ncaseg.settings import DataConfig
+from ncaseg.config import DataConfig
 
 
 def standardise(image: np.ndarray, cfg: DataConfig) -> np.ndarray:

@@ -3,8 +3,8 @@
 from ncaseg.config import CdalConfig, ModelConfig
 from ncaseg.models.base import Segmenter
 from ncaseg.models.cdal.build import CDAL, build_generator
-from ncaseg.models.medsegdiffnca import MedSegDiffNCA
-from ncaseg.models.segmenter import M3D
+from ncaseg.models.m3d import M3D
+from ncaseg.models.medsegdiffnca.model import MedSegDiffNCA
 from ncaseg.models.unet import UNet
 
 

@@ -15,7 +15,7 @@ import torch
 from helpers import FLOOR, TIMES_PLAIN_ERROR, assert_matches
 from torch import Tensor
 
-from ncaseg.checkpoint import load_model
+from ncaseg.checkpoint.model import load_model
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import Case
 

@@ -12,7 +12,7 @@ from ncaseg.models.cdal.ncsnpp import NCSNpp
 
 
 class CDAL(Segmenter):
-    """A generator as the model of a run. It has no logits: :mod:`ncaseg.cdal` trains it and samples labels from it."""
+    """A generator as the model of a run. It has no logits: :mod:`ncaseg.sampling.cdal` samples labels from it."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()

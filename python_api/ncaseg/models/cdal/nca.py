@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from ncaseg.layout import to_channels_first, to_channels_last
 from ncaseg.levels import Triple, check_counts, check_reflection, factors_of, working_sizes
 from ncaseg.models.cdal.base import Generator
 from ncaseg.models.cdal.layers import LatentMap
 from ncaseg.models.cdal.modulation import Modulation
+from ncaseg.models.layout import to_channels_first, to_channels_last
 from ncaseg.models.multilevel import enlarge_state, make_levels, pool_image
 
 

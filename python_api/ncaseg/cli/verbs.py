@@ -1,0 +1,343 @@
+"""The command line `ncaseg`: its verbs and exit codes only; each verb loads what it needs when it runs.
+
+Exit codes: 0 done, 2 usage (arguments, recipe, model name), 3 data (or `qc` flags a case), 4 environment (a package,
+the disk, a build).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ncaseg.cli import arguments
+
+if TYPE_CHECKING:
+    from ncaseg.papers.paper import PlannedRun
+
+EXIT_USAGE, EXIT_DATA, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 2, 3, 4, 130
+DATA_ERRORS = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError, FloatingPointError)
+ENVIRONMENT_ERRORS = (ImportError, OSError, MemoryError, RuntimeError)
+
+
+class UsageError(Exception):
+    """An argument names something that does not exist or does not fit."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; argparse itself exits with 2 on unknown arguments."""
+    # OpenMP reads this when torch loads it. Threads that wait then sleep instead of spinning: that costs some 8 % on
+    # idle cores; on cores that other processes use, small volumes ran 14 times faster (two cores, 16,000 cells).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    parser = build_parser()
+    # key=value may follow the options, where argparse would call it unrecognized.
+    args, rest = parser.parse_known_args(argv)
+    overrides = [text for text in rest if hasattr(args, "overrides") and "=" in text and not text.startswith("-")]
+    unknown = [text for text in rest if text not in overrides]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; see `ncaseg {args.verb} --help`")
+    if overrides:
+        args.overrides = [*args.overrides, *overrides]
+    try:
+        code = args.run(args)
+    except UsageError as error:
+        return _fail(error, EXIT_USAGE, args.debug)
+    except DATA_ERRORS as error:
+        return _fail(error, EXIT_DATA, args.debug)
+    except ENVIRONMENT_ERRORS as error:
+        return _fail(error, EXIT_ENVIRONMENT, args.debug)
+    except KeyboardInterrupt:
+        print("\nncaseg: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0 if code is None else code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole grammar; imports nothing but the standard library, so that help is immediate."""
+    parser = argparse.ArgumentParser(
+        prog="ncaseg",
+        allow_abbrev=False,
+        description="Segmentation of medical volumes with neural cellular automata.",
+        epilog="First steps: `ncaseg doctor`, then `ncaseg demo -o demo`. Research use; not a medical device.",
+    )
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=text, description=text, parents=[common], allow_abbrev=False)
+        verb.set_defaults(run=run)
+        return verb
+
+    arguments.add_train(add("train", _train, "Train a recipe on a folder of volumes; goes on where RUN stopped."))
+    arguments.add_folds(add("folds", _folds, "Write the splits of a cross-validation."))
+    arguments.add_predict(
+        add("predict", _predict, "Segment a NIfTI file, a picture, or a folder of either; geometry is kept.")
+    )
+    arguments.add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
+    arguments.add_qc(
+        add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if there is one.")
+    )
+    arguments.add_reproduce(
+        add("reproduce", _reproduce, "Write the tables of a paper with the numbers of finished runs beside.")
+    )
+    demo = add("demo", _demo, "Train on synthetic volumes, segment one and draw it: no download, a few minutes.")
+    demo.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for everything it writes")
+    add("doctor", _doctor, "Say what is installed, which backend will run and how fast it is.")
+    return parser
+
+
+def _train(args: argparse.Namespace) -> None:
+    _check_pairs(args)
+    from ncaseg.config import load_recipe
+
+    with _usage_errors():
+        cfg = load_recipe(args.recipe, args.overrides)
+    from ncaseg.report.charts import draw_loss_curve
+    from ncaseg.training.loop import train
+
+    data = args.data if args.images is None else _list_pairs(args.images, args.labels, args.out)
+    model = train(cfg, data, args.out)
+    draw_loss_curve(args.out / "log.csv", args.out / "loss.png")
+    print(f"wrote {model}, {args.out / 'split.json'}, {args.out / 'log.csv'}, {args.out / 'loss.png'}")
+    _next(f"ncaseg evaluate {model} --data {data} --split {args.out / 'split.json'} --json {args.out / 'scores.json'}")
+
+
+def _folds(args: argparse.Namespace) -> None:
+    from ncaseg.data.folds import find_folds, save_folds
+
+    paths = save_folds(args.out, find_folds(args.data, args.rule, args.count))
+    print(f"wrote {', '.join(map(str, paths))}")
+    _next(f"mkdir -p RUN && cp {paths[0]} RUN/split.json && ncaseg train RECIPE --data {args.data} --out RUN")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from ncaseg.inference.files import predict_path
+
+    if args.scratch is not None and args.memory is None:
+        raise UsageError("--scratch goes with --memory SIZE")
+    model, cfg = _load_edge_model(args.model) if _is_without_torch(args) else _load_model(args.model)
+    names = ("samples", "seed", "rule", "png", "overwrite", "memory", "scratch")
+    written = predict_path((model, cfg), args.input, args.out, **{name: getattr(args, name) for name in names})
+    print(f"wrote {len(written)} segmentation{'s' * (len(written) != 1)} to {args.out}")
+    _next(f"ncaseg evaluate {args.model} --images DIR --labels DIR --json scores.json")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    _check_pairs(args)
+    from ncaseg.evaluation.cases import compare_samples, find_labelled_cases, restrict, score_cases
+    from ncaseg.evaluation.text import format_table, write_csv, write_json
+
+    model, cfg = _load_model(args.model)
+    cases = find_labelled_cases(data=args.data, images=args.images, labels=args.labels)
+    known = []
+    if args.split is not None:
+        known = restrict(cases, args.split, "train") if args.floors and args.subset == "validation" else []
+        cases = restrict(cases, args.split, args.subset)
+    seed = cfg.predict.seed if args.seed is None else args.seed
+    options = {"name": args.model, "seed": seed, "empty": args.empty, "rule": args.rule}
+    scores = score_cases(model, cfg, cases, samples=args.samples, **options)
+    scores["data"] = (args.data or args.images).resolve().name
+    if args.compare is not None:
+        other = score_cases(model, cfg, cases, samples=args.compare, **options)
+        scores["comparison"] = compare_samples(scores, other)
+    if args.floors:
+        from ncaseg.evaluation.medsegdiff import score_floors
+
+        scores["floors"] = score_floors(cfg, cases, known)
+    print(format_table(scores))
+    if args.json is not None:
+        write_json(scores, args.json)
+    if args.csv is not None:
+        write_csv(scores, args.csv)
+    worst = min(scores["cases"], key=lambda case: math.inf if case["hard_dice"] is None else case["hard_dice"])
+    image = next(case.image for case in cases if case.id == worst["id"])
+    suffix = ".nii.gz" if image.name.endswith((".nii", ".nii.gz")) else ".png"
+    _next(f"ncaseg predict {args.model} {image} -o lowest{suffix} --png   # the case with the lowest score")
+
+
+def _qc(args: argparse.Namespace) -> int | None:
+    _check_qc(args)
+    import json
+
+    from ncaseg.checkpoint.model import add_metadata
+    from ncaseg.evaluation.cases import find_labelled_cases, restrict
+    from ncaseg.inference.files import list_inputs
+    from ncaseg.quality import control
+    from ncaseg.quality.table import Ensemble
+
+    model, cfg, metadata = _load_checkpoint(args.model)
+    samples = cfg.predict.samples if args.samples is None else args.samples
+    seed = cfg.predict.seed if args.seed is None else args.seed
+    rule = cfg.predict.rule if args.rule is None else args.rule
+    calibration, evaluation = (
+        () if data is None else restrict(find_labelled_cases(data=data), args.split, subset)
+        for data, subset in ((args.calibrate, "train"), (args.evaluate, "validation"))
+    )
+    options = {name: getattr(args, name) for name in ("threshold", "metric", "target", "inverse", "maps", "png")}
+    result = control.run_qc(
+        Ensemble(model, cfg, samples, seed, rule, args.renormalise),
+        args.out,
+        cases=() if args.input is None else list_inputs(args.input),
+        calibration_cases=calibration,
+        evaluation_cases=evaluation,
+        stored=json.loads(metadata["quality"]) if "quality" in metadata else None,
+        **options,
+    )
+    if args.store:
+        add_metadata(args.model, {"quality": json.dumps(control.to_store(result.report))})
+    print(control.format_result(result))
+    if result.threshold is None:
+        _next(f"ncaseg qc {args.model} {args.input} -o {args.out} --calibrate DATA --split RUN/split.json")
+    elif not result.rows:
+        _next(f"ncaseg qc {args.model} DIR -o new.csv --threshold {result.threshold:.6g}")
+    else:
+        worst = max(result.rows, key=lambda row: row.nqm)
+        _next(f"ncaseg predict {args.model} {worst.image} -o doubtful.nii.gz --png   # the case with the highest NQM")
+    return EXIT_DATA if result.flagged else None
+
+
+def _check_qc(args: argparse.Namespace) -> None:
+    if args.out.suffix != ".csv":
+        raise UsageError(f"--out must be a file ending in .csv; got {args.out}")
+    if args.input is None and args.calibrate is None and args.evaluate is None:
+        raise UsageError("give INPUT to inspect, or --calibrate or --evaluate a dataset")
+    if (args.calibrate is not None or args.evaluate is not None) and args.split is None:
+        raise UsageError("--calibrate and --evaluate need --split FILE, the split.json of the model's run")
+    if args.calibrate is not None and args.threshold is not None:
+        raise UsageError("--calibrate finds a threshold; leave out --threshold")
+    if args.store and (args.calibrate is None or not Path(args.model).is_file()):
+        raise UsageError("--store goes with --calibrate and a checkpoint file")
+    if args.png and args.maps is None:
+        raise UsageError("--png goes with --maps DIR")
+
+
+def _reproduce(args: argparse.Namespace) -> None:
+    from ncaseg.papers.paper import load_paper
+
+    if args.train and args.data is None:
+        raise UsageError("--train needs --data DIR, the dataset to train on")
+    with _usage_errors():
+        paper = load_paper(args.paper)
+    from ncaseg.papers import reproduce
+
+    finished = reproduce.finished_runs(paper, args.out, args.runs)
+    if args.train:
+        reproduce.run_missing(paper, args.data, args.out, finished)
+        finished = reproduce.finished_runs(paper, args.out, args.runs)
+    written = reproduce.write_tables(paper, finished, args.out, Path(args.paper).stem, args.data)
+    print(f"wrote {', '.join(map(str, written))} from {len(finished)} finished runs")
+    missing = [] if args.data is None else reproduce.missing_runs(paper, args.data, finished)
+    if missing:
+        _advise(args, missing)
+
+
+def _advise(args: argparse.Namespace, missing: Sequence[PlannedRun]) -> None:
+    light = [run for run in missing if run.trained]
+    heavy = [run for run in missing if not run.trained]
+    if light:
+        print(f"not run yet: {', '.join(run.id for run in light)}")
+    if heavy:
+        print(f"not run yet, and left out by --train: {', '.join(run.id for run in heavy)}")
+    if light:
+        more = " ".join(["", "--runs", *map(str, args.runs)]) if args.runs else ""
+        command = f"ncaseg reproduce {args.paper} -o {args.out} --data {args.data}{more} --train"
+        _next(f"{command}   # takes hours; can be repeated")
+    else:
+        first = heavy[0]
+        recipe = " ".join([first.recipe, *first.overrides])
+        _next(f"ncaseg train {recipe} --data {args.data} --out {args.out / 'runs' / first.id}   # for a larger machine")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from ncaseg.cli.demo import run_demo
+
+    result = run_demo(args.out)
+    _next(f"ncaseg predict {result.model} {result.image} -o seg.nii.gz --png")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from ncaseg.cli.doctor import print_report
+
+    print_report()
+    _next("ncaseg demo -o demo")
+
+
+def _list_pairs(images: Path, labels: Path, run: Path) -> Path:
+    """Writes the pairs of two folders as RUN/dataset.json, so that the run names its data; returns RUN."""
+    import json
+
+    from ncaseg.data.index import find_cases
+    from ncaseg.files import write_text
+
+    cases = find_cases(images=images, labels=labels)
+    pairs = [{"image": str(c.image.resolve()), "label": str(c.label.resolve())} for c in cases if c.label is not None]
+    write_text(run / "dataset.json", json.dumps({"training": pairs}, indent=1) + "\n")
+    return run
+
+
+def _check_pairs(args: argparse.Namespace) -> None:
+    if (args.data is None) == (args.images is None):
+        raise UsageError("give either --data DIR (with dataset.json) or --images DIR with --labels DIR")
+    if args.data is not None and args.labels is not None:
+        raise UsageError("--labels goes with --images; --data finds its own labels")
+    if args.images is not None and args.labels is None:
+        raise UsageError("--images needs --labels DIR, whose files have the images' names")
+
+
+def _load_model(name: str):
+    return _load_checkpoint(name)[:2]
+
+
+def _load_checkpoint(name: str):
+    from ncaseg.checkpoint.model import load_model
+
+    with _usage_errors():
+        return load_model(name)
+
+
+def _load_edge_model(name: str):
+    from ncaseg.lean.model import load_edge_model
+
+    with _usage_errors():
+        return load_edge_model(name)
+
+
+def _is_without_torch(args: argparse.Namespace) -> bool:
+    """Whether to predict without torch: as asked, where there is none, and within a budget, to spare its memory."""
+    import importlib.util
+
+    if args.no_torch or args.memory is not None:
+        return True
+    if importlib.util.find_spec("torch") is None:
+        print("torch is not installed: predicting with numpy and the C++ kernel alone")
+        return True
+    return False
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """What fails in here was named on the command line."""
+    try:
+        yield
+    except DATA_ERRORS as error:
+        raise UsageError(str(error)) from error
+
+
+def _fail(error: BaseException, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    message = " ".join(str(error).split()) or type(error).__name__
+    print(f"ncaseg: error: {message}", file=sys.stderr)
+    return code
+
+
+def _next(command: str) -> None:
+    print(f"next: {command}")

@@ -1,0 +1,1 @@
+"""Prediction without torch: numpy and the C++ kernel, in memory or in tiles."""

@@ -1,0 +1,1 @@
+"""MedSegDiffNCA: the denoiser, its rollout with attention, and that attention."""

@@ -1,0 +1,1 @@
+"""Papers beside our runs: printed numbers, finished runs, tables of both."""

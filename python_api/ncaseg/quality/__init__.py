@@ -1,0 +1,1 @@
+"""Quality without a label: a score of the ensemble, thresholds on it, and how many failures they find."""

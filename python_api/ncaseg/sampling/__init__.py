@@ -1,0 +1,1 @@
+"""Masks and labels sampled by diffusion with a trained network."""

@@ -1,0 +1,1 @@
+"""Training: the loop, its tasks, and what they draw, measure and write."""

@@ -1,0 +1,176 @@
+"""Pictures as volumes of one slice: layouts, masks, colours, sizes, and the synthetic lesions."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ncaseg import config
+from ncaseg.data import pictures
+from ncaseg.data.dataset import CaseStore, load_case
+from ncaseg.data.index import Case, find_cases
+from ncaseg.data.lesions import make_lesion, write_lesions
+from ncaseg.data.resample import resize_image, resize_mask
+from ncaseg.training.batches import load_batch
+
+RECIPE = "medsegdiff-small"
+STORED = "data.intensity=stored"
+CFG = config.load_recipe(RECIPE, [STORED])
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels)).save(path)
+    return path
+
+
+LAYOUTS = [
+    ("imagesTr/{}.jpg", "masksTr/{}.png"),
+    ("images/{}.png", "masks/{}.png"),
+    ("ISIC2018_Task1-2_Training_Input/{}.jpg", "ISIC2018_Task1_Training_GroundTruth/{}_segmentation.png"),
+    ("ISIC-2017_Training_Data/{}.jpg", "ISIC-2017_Training_Part1_GroundTruth/{}_Segmentation.png"),
+    ("CXR_png/{}.png", "masks/{}_mask.png"),
+]
+
+
+@pytest.mark.parametrize(("image", "mask"), LAYOUTS)
+def test_layouts_of_pictures_are_found(image, mask, tmp_path):
+    for name in ("ISIC_0000001", "ISIC_0000000"):
+        save(tmp_path / image.format(name), np.zeros((4, 4, 3), np.uint8))
+        save(tmp_path / mask.format(name), np.zeros((4, 4), np.uint8))
+    folder = (tmp_path / image).parent
+    (folder / "LICENSE.txt").write_text("x")
+    save(folder / "ISIC_0000000_superpixels.png", np.zeros((4, 4, 3), np.uint8))
+    cases = find_cases(tmp_path)
+    assert [(case.id, case.label.name) for case in cases] == [
+        (name, mask.rpartition("/")[2].format(name)) for name in ("ISIC_0000000", "ISIC_0000001")
+    ]
+    pairs = find_cases(images=folder, labels=(tmp_path / mask).parent)
+    assert pairs == cases
+
+
+def test_pictures_beside_volumes_are_not_read(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"")
+    save(tmp_path / "a_overlay.png", np.zeros((4, 4), np.uint8))
+    assert [case.id for case in find_cases(images=tmp_path)] == ["a"]
+
+
+def load(tmp_path, picture, mask, *overrides):
+    cfg = config.load_recipe(RECIPE, [STORED, *overrides])
+    case = Case("x", save(tmp_path / "x.png", picture), save(tmp_path / "m" / "x.png", mask))
+    return load_case(case, cfg.data)
+
+
+def test_colours_and_masks_keep_their_place(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    mask = np.zeros((6, 9), np.uint8)
+    mask[1, 7] = 255
+    volume = load(tmp_path, picture, mask, "data.size=[]")
+    assert volume.image.shape == (3, 6, 9, 1) and volume.native_size == (6, 9, 1)
+    np.testing.assert_array_equal(volume.image[..., 0], picture.transpose(2, 0, 1).astype(np.float32) / 255)
+    assert volume.label.dtype == np.uint8 and np.argwhere(volume.label).tolist() == [[1, 7, 0]]
+
+
+def test_resizing_averages_pictures_and_takes_the_centre_of_masks(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (128, 192, 3), dtype=np.uint8)
+    rows = np.arange(128)[:, None] + np.zeros((1, 192), int)
+    volume = load(tmp_path, picture, ((rows >= 51) * 255).astype(np.uint8))
+    assert volume.image.shape == (3, 64, 64, 1) and volume.label.shape == (128, 192, 1)
+    assert volume.image.std() < 0.5 * (picture / 255).std()  # noise is averaged, not picked from
+    small = volume.to_content(volume.label[None].astype(np.float32))
+    # Cell i covers rows 2 i and 2 i + 1; its centre lies at the start of the second.
+    assert small.shape == (1, 64, 64, 1) and np.flatnonzero(small[0, :, 0, 0])[0] == 25
+    back = volume.to_native(np.ones((1, 1, 64, 64, 1), np.float32))
+    assert back.shape == (1, 1, 128, 192, 1)
+
+
+def test_area_rule_is_the_mean_where_the_factor_is_whole():
+    ramp = np.linspace(0, 1, 64, dtype=np.float32)[None, :, None, None] * np.ones((1, 64, 8, 1), np.float32)
+    small = resize_image(ramp, (16, 8, 1), "area")
+    expected = ramp.reshape(1, 16, 4, 8, 1).mean(2)
+    np.testing.assert_allclose(small[:, 1:-1], expected[:, 1:-1], atol=1e-6)
+    mask = (np.arange(9) >= 4).astype(np.float32)[None, :, None, None]
+    assert resize_mask(mask, (3, 1, 1), "centre").ravel().tolist() == [0, 1, 1]
+    assert resize_mask(mask, (3, 1, 1)).ravel().tolist() == [0, 0, 1]
+
+
+def test_masks_of_any_coding(tmp_path):
+    values = np.array([[0, 1], [1, 0]], np.uint8)
+    for stored in (values, values * 255, values.astype(bool), values * 200 + 20):
+        mask = pictures.open_mask(save(tmp_path / "m.png", stored), (1,))
+        assert np.asarray(mask.dataobj)[..., 0].tolist() == values.tolist()
+    two = save(tmp_path / "two.png", values * 2)
+    assert np.asarray(pictures.open_mask(two, (1, 2)).dataobj).max() == 2
+    with pytest.raises(ValueError, match=r"two.png must hold 0 and data.labels \(1, 3\)"):
+        pictures.open_mask(two, (1, 3))
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="broken.png must be a readable picture"):
+        pictures.open_picture(path)
+    with pytest.raises(FileNotFoundError):
+        pictures.open_picture(tmp_path / "none.png")
+    with pytest.raises(ValueError, match="m.jpg"):
+        pictures.save_mask(tmp_path / "m.jpg", np.zeros((2, 2, 1)))
+    with pytest.raises(ValueError, match="labels must have shape"):
+        pictures.save_mask(tmp_path / "m.png", np.zeros((2, 2, 3)))
+
+
+def test_grey_and_palette_pictures(tmp_path):
+    grey = pictures.open_picture(save(tmp_path / "g.png", np.full((3, 4), 51, np.uint8)))
+    assert grey.shape == (3, 4, 1, 1) and np.asarray(grey.dataobj).max() == np.float32(0.2)
+    Image.fromarray(np.full((3, 4, 3), 51, np.uint8)).convert("P").save(tmp_path / "p.png")
+    assert pictures.open_picture(tmp_path / "p.png").shape == (3, 4, 1, 3)
+
+
+def test_lesions_are_reproducible_and_visible(tmp_path):
+    folder = write_lesions(tmp_path, 3, seed=1, size=(40, 48))
+    cases = find_cases(folder)
+    assert [case.id for case in cases] == ["lesion_0000", "lesion_0001", "lesion_0002"]
+    picture, mask = make_lesion(1, 2, (40, 48))
+    again, _ = make_lesion(1, 2, (40, 48))
+    assert np.array_equal(picture, again) and picture.shape == (40, 48, 3)
+    volume = load_case(cases[2], CFG.data)
+    assert np.array_equal(volume.label[..., 0], mask) and 0.02 < mask.mean() < 0.9
+    assert picture[mask == 1].mean() < picture[mask == 0].mean() - 20
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        write_lesions(tmp_path, 0)
+    with pytest.raises(ValueError, match="size must be at least 16"):
+        write_lesions(tmp_path, 1, size=(15, 64))
+
+
+def test_batches_of_pictures_are_augmented_together(tmp_path):
+    cases = find_cases(write_lesions(tmp_path, 2, size=(64, 64)))
+    cfg = config.load_recipe(RECIPE, ["augment.flip=[1.0, 0.0, 0.0]", "train.batch_size=2"])
+    store = CaseStore(cases, cfg.data)
+    image, target = load_batch(store, tuple(case.id for case in cases), cfg, 0, 0)
+    assert image.shape == (2, 3, 64, 64, 1) and target.shape == (2, 1, 64, 64, 1)
+    volume = store[cases[1].id]
+    assert np.array_equal(image[1].numpy(), volume.image[:, ::-1])
+    assert np.array_equal(target[1, 0].numpy(), volume.label[::-1])
+
+
+@pytest.mark.data
+def test_isic_is_found_and_read():
+    folder = Path(os.environ["NCASEG_DATA"]) / "ISIC2017"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}")
+    cases = find_cases(folder)
+    assert len(cases) == 2000 and all(case.label is not None for case in cases)
+    for case in cases[::500]:
+        volume = load_case(case, CFG.data)
+        assert volume.image.shape == (3, 64, 64, 1) and 0 < volume.label.mean() < 1
+        assert 0.05 < volume.image.mean() < 0.95 and volume.image.min() >= 0 and volume.image.max() <= 1
+
+
+def test_the_intensity_of_the_file_needs_no_second_clipping():
+    with pytest.raises(ValueError, match="data.clip_again must be false"):
+        config.load_recipe(RECIPE, [STORED, "data.clip_again=true"])
+    with pytest.raises(ValueError, match="data.resample must be one of"):
+        config.load_recipe(RECIPE, ["data.resample=lanczos"])
+    with pytest.raises(ValueError, match="data.intensity must be one of"):
+        config.load_recipe(RECIPE, ["data.intensity=raw"])
