@@ -11,7 +11,6 @@
 # Nothing but Python >= 3.11, g++ and make is needed: each verb first makes .venv when it is missing or out of date.
 
 PYTHON      ?= python3
-CXX         ?= g++
 # Where torch comes from: the CPU build. Name another index of pytorch.org for a CUDA build.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
