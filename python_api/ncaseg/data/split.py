@@ -79,19 +79,23 @@ def save_split(path: str | Path, split: Split) -> None:
 
 
 def load_split(path: str | Path) -> Split:
-    """Read a split.
+    """Read a split; a file of ``same_as`` and ``sha256`` stands for another one, named relative to it.
 
     Raises:
         ValueError: the content does not match the hash in the file, or keys are missing.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    path = Path(path)
+    content = json.loads(path.read_text(encoding="utf-8"))
     try:
-        split = Split(
-            train=tuple(content["train"]),
-            validation=tuple(content["validation"]),
-            fraction=content["fraction"],
-            seed=content["seed"],
-        )
+        if "same_as" in content:
+            split = load_split(path.parent / content["same_as"])
+        else:
+            split = Split(
+                train=tuple(content["train"]),
+                validation=tuple(content["validation"]),
+                fraction=content["fraction"],
+                seed=content["seed"],
+            )
         matches = split.sha256 == content["sha256"]
     except KeyError as error:
         raise ValueError(f"{path} must be a split file; it has no entry {error}") from error
