@@ -1,0 +1,40 @@
+"""The host's side of the triton backend: which kernels it launches, with launches recorded and not run."""
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import Case, make_inputs, run_case
+
+DENSE = {"perception": "dense"}
+
+
+@pytest.fixture
+def launches(triton_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that have been launched; none of them runs, so results hold what memory held."""
+    from triton.runtime import interpreter
+
+    found: list[str] = []
+
+    def record(executor: Any, *args: Any, **keywords: Any) -> None:
+        found.append(executor.fn.__name__)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", record)
+    return found
+
+
+@pytest.mark.parametrize(("is_dynamic", "options"), [(False, {}), (True, DENSE)], ids=["static", "dynamic-dense"])
+def test_compiled_rollout_launches_what_an_eager_one_does(is_dynamic: bool, options: dict, launches: list[str]) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(run_case, fullgraph=True, backend="aot_eager", dynamic=is_dynamic)
+    for size in ((3, 5), (4, 6)):
+        case = Case(size=size, steps=2, options=options)
+        inputs = make_inputs(case)
+        found = []
+        for run in (run_case, compiled):
+            launches.clear()
+            out = run(case, inputs, backend="triton")
+            torch.autograd.grad(out.sum(), list(inputs.named().values()))
+            found.append(list(launches))
+        assert found[0] == found[1] and any("bwd" in name for name in found[0])
+    torch._dynamo.reset()
