@@ -52,6 +52,17 @@ def test_arguments_are_copied_and_not_written() -> None:
     assert not argument.any()
 
 
+@pytest.mark.parametrize("modes", [(True, True, False), (False, False, True)], ids=["inference", "no_grad"])
+def test_inference_mode_and_no_grad_share_a_graph(modes: tuple[bool, ...]) -> None:
+    capture = StandIn()
+    cache = graphs.GraphCache(capture)
+    for number, is_inference in enumerate(modes):
+        with torch.inference_mode(is_inference), torch.no_grad():
+            result = cache.run("key", (torch.full((2,), float(number)), torch.ones(2)), add)
+            assert result.tolist() == [1.0 + number] * 2
+    assert (capture.captures, capture.replays) == (1, 1)
+
+
 def test_the_least_recently_used_graph_goes() -> None:
     capture = StandIn()
     cache = graphs.GraphCache(capture, size=2)
