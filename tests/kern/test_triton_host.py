@@ -1,10 +1,13 @@
 """The host's side of the triton backend: which kernels it launches, with launches recorded and not run."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers import Case, make_inputs, run_case
+
+from ncakern import ops
 
 DENSE = {"perception": "dense"}
 
@@ -38,3 +41,24 @@ def test_compiled_rollout_launches_what_an_eager_one_does(is_dynamic: bool, opti
             found.append(list(launches))
         assert found[0] == found[1] and any("bwd" in name for name in found[0])
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("seed", [7, -5, 2**63 - 1])
+def test_a_seed_on_the_device_is_read_there(seed: int, triton_interpreter: None) -> None:
+    from ncakern.backends.triton import launch
+
+    state, spec = torch.zeros(1, 2, 3, 4), Case(size=(2, 3)).spec
+    call = {"first_step": 1, "first_sample": 2, "origin": (0, 0), "extent": (2, 3)}
+    expected, _ = launch._write_draw(state, spec, seed=seed, **call)
+    words, _ = launch._write_draw(state, spec, seed=torch.tensor(seed), **call)
+    assert words.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("is_on_device", [False, True])
+def test_the_host_does_not_wait_for_a_seed_on_the_device(is_on_device: bool) -> None:
+    """Neither may it inside the capture of a graph."""
+    state = SimpleNamespace(is_cuda=True, contiguous=lambda: None)
+    seed = SimpleNamespace(is_cuda=is_on_device) if is_on_device else torch.tensor(3)
+    options = ["depthwise", "reflect", "none", "relu", 0.5, 0, 1, 0, 0, [0, 0], [2, 3], 1, "triton"]
+    _, _, keywords = ops._unpack((state, *[None] * (ops._NUM_TENSORS - 1), seed, *options))
+    assert keywords["seed"] is seed if is_on_device else keywords["seed"] == 3

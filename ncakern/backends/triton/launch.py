@@ -144,7 +144,7 @@ def bwd(
 
 
 def _write_draw(
-    state: Tensor, spec: RolloutSpec, *, origin: tuple[int, ...], extent: tuple[int, ...], **stream: int
+    state: Tensor, spec: RolloutSpec, *, origin: tuple[int, ...], extent: tuple[int, ...], **stream: Any
 ) -> tuple[Tensor, int]:
     """The words of the random stream on the device, and `Rollout.left`."""
     is_2d = len(origin) == 2
