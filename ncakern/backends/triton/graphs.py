@@ -84,7 +84,7 @@ class GraphCache:
 
 def _capture(function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
     graph = torch.cuda.CUDAGraph()
-    # torch captures on one stream for all, of the device that was the first to capture. Here it is the current device's.
+    # torch would capture on one stream for all, of the device that was the first. This one is the current device's.
     # Other threads may allocate meanwhile, as those of a data loader do.
     with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
         out = function()
