@@ -1,7 +1,7 @@
 """Builds the C++ extension `ncakern._cpu`, and says the version: all other metadata lies in pyproject.toml.
 
-Without a compiler the package installs all the same, without the extension. pip shows nothing of a build but the version
-of what it made, so the version says it: "Successfully installed ncakern-0.1.0+no.compiler.no.fast.kernel".
+Without a compiler the package installs all the same, without the extension. pip shows nothing of a build but
+the version of what it made, so the version says it: "Successfully installed ncakern-0.1.0+no.compiler.no.fast.kernel".
 
 NCAKERN_REQUIRE_EXT=1   a failing build is an error
 NCAKERN_SANITIZE=1      with AddressSanitizer and UndefinedBehaviorSanitizer; `make sanitize` also runs the tests so
