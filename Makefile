@@ -1,7 +1,7 @@
 # make demo       train, predict and draw on synthetic volumes; everything lands in demo/
-# make test       the tests, on all cores; those that take long and prove what others nearly prove are in test-all
-# make test-all   all tests
-# make test-matrix   all tests on every instruction set, thread count, Python and age of packages that this machine has
+# make test       the tests, on all cores
+# make test-long  the rest of them: what takes long and finds little that `make test` does not
+# make test-matrix   all tests on every instruction set, thread count, Python and age of packages that there is
 # make lint       ruff, mypy, clang-format
 # make bench      the rollout against eager PyTorch and torch.compile
 # make sanitize   the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -22,7 +22,7 @@ SOURCES   := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/*.inc)
 # Every worker has one thread; a test that is about threads asks for its own.
 PYTEST    := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal -p no:benchmark
 
-.PHONY: demo test test-all test-matrix lint bench sanitize aarch64 clean
+.PHONY: demo test test-long test-matrix lint bench sanitize aarch64 clean
 
 demo: $(INSTALLED)
 	$(BIN)/ncaseg demo -o demo
@@ -30,8 +30,8 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PYTEST) -m "not long"
 
-test-all: $(INSTALLED)
-	$(PYTEST)
+test-long: $(INSTALLED)
+	$(PYTEST) -m long
 
 test-matrix: $(INSTALLED)
 	$(BIN)/python tests/matrix.py
