@@ -87,15 +87,14 @@ def load_split(path: str | Path) -> Split:
     path = Path(path)
     content = files.read_json(path, "a split file")
     try:
-        if "same_as" in content:
-            split = load_split(path.parent / content["same_as"])
-        else:
-            split = Split(
-                train=tuple(content["train"]),
-                validation=tuple(content["validation"]),
-                fraction=content["fraction"],
-                seed=content["seed"],
-            )
+        # One step only, so that no chain of files can go round in a circle.
+        lists = files.read_json(path.parent / content["same_as"], "a split file") if "same_as" in content else content
+        split = Split(
+            train=tuple(lists["train"]),
+            validation=tuple(lists["validation"]),
+            fraction=lists["fraction"],
+            seed=lists["seed"],
+        )
         matches = split.sha256 == content["sha256"]
     except KeyError as error:
         raise ValueError(f"{path} must be a split file; it has no entry {error}") from error

@@ -62,6 +62,9 @@ def test_a_file_may_name_the_split_that_it_shares(tmp_path):
     shared.unlink()
     with pytest.raises(FileNotFoundError, match="shared.json"):
         load_split(run)
+    shared.write_text(json.dumps({"same_as": "run/split.json", "sha256": split.sha256}))
+    with pytest.raises(ValueError, match="no entry 'train'"):
+        load_split(run)
 
 
 def test_bad_arguments_are_named():
