@@ -1,12 +1,14 @@
 # make demo       train, predict and draw on synthetic volumes; everything lands in demo/
-# make test       all tests
+# make test       the tests, on all cores
+# make test-long  the rest of them: what takes long and finds little that `make test` does not
+# make test-matrix   all tests on every instruction set, thread count, Python and age of packages that there is
 # make lint       ruff, mypy, clang-format
 # make bench      the rollout against eager PyTorch and torch.compile
 # make sanitize   the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make aarch64    prediction without torch on an emulated aarch64 CPU; tests/seg/aarch64/check.sh says what it needs
 # make clean      remove what was built, but not the environment
 #
-# Nothing but Python >= 3.11, gcc and make is needed: each verb first makes .venv when it is missing or out of date.
+# Nothing but Python >= 3.11, g++ and make is needed: each verb first makes .venv when it is missing or out of date.
 
 PYTHON      ?= python3
 # Where torch comes from: the CPU build. Name another index of pytorch.org for a CUDA build.
@@ -17,13 +19,22 @@ INSTALL   := $(BIN)/python -m pip install --quiet --disable-pip-version-check --
 INSTALLED := .venv/installed
 SOURCES   := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/*.inc)
 
-.PHONY: demo test lint bench sanitize aarch64 clean
+# Every worker has one thread; a test that is about threads asks for its own.
+PYTEST    := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal -p no:benchmark
+
+.PHONY: demo test test-long test-matrix lint bench sanitize aarch64 clean
 
 demo: $(INSTALLED)
 	$(BIN)/ncaseg demo -o demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(PYTEST) -m "not long"
+
+test-long: $(INSTALLED)
+	$(PYTEST) -m long
+
+test-matrix: $(INSTALLED)
+	$(BIN)/python tests/matrix.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -49,7 +60,7 @@ clean:
 
 # torch goes first and alone, so that its index serves nothing else and no CUDA build comes in as a dependency.
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(SOURCES)
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("ncakern needs Python >= 3.11; try make PYTHON=python3.12")'
+	@$(PYTHON) tests/prerequisites.py "$(CXX)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) --no-deps --extra-index-url $(TORCH_INDEX) torch
 	$(INSTALL) setuptools wheel pybind11

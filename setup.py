@@ -1,17 +1,25 @@
-"""Builds the C++ extension `ncakern._cpu`, and nothing else: all metadata lies in pyproject.toml.
+"""Builds the C++ extension `ncakern._cpu`, and says the version: all other metadata lies in pyproject.toml.
 
-Without a working compiler the package installs all the same, without the extension; `python -m ncakern.info` says so.
+Without a compiler the package installs all the same, without the extension. pip shows nothing of a build but
+the version of what it made, so the version says it: "Successfully installed ncakern-0.1.0+no.compiler.no.fast.kernel".
 
 NCAKERN_REQUIRE_EXT=1   a failing build is an error
 NCAKERN_SANITIZE=1      with AddressSanitizer and UndefinedBehaviorSanitizer; `make sanitize` also runs the tests so
 """
 
 import os
+import re
+import shlex
+import subprocess
 import sys
+import sysconfig
 from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
+
+WITHOUT_KERNEL = "+no.compiler.no.fast.kernel"
 
 
 def is_set(name: str) -> bool:
@@ -20,6 +28,22 @@ def is_set(name: str) -> bool:
     if value not in ("0", "1"):
         raise SystemExit(f"{name} must be 0 or 1; got {value!r}")
     return value == "1"
+
+
+def has_compiler() -> bool:
+    """Ask the C++ compiler about a file that needs what the extension needs: its library and Python's headers."""
+    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+    command = [*compiler, "-x", "c++", "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-"]
+    try:
+        return subprocess.run(command, input=b"#include <Python.h>\n#include <vector>\n", check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def version() -> str:
+    """Read the version from the package, and mark it where nothing will be compiled."""
+    (number,) = re.findall(r'^__version__ = "(.+)"$', Path("ncakern/__init__.py").read_text(), re.MULTILINE)
+    return number if is_set("NCAKERN_REQUIRE_EXT") or has_compiler() else number + WITHOUT_KERNEL
 
 
 compile_args, link_args = ["-O3"], []
@@ -46,4 +70,4 @@ extension = Pybind11Extension(
 )
 
 ParallelCompile("NCAKERN_BUILD_JOBS").install()
-setup(ext_modules=[extension])
+setup(version=version(), ext_modules=[extension])

@@ -115,7 +115,9 @@ def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str
     spec, call = options[: len(_SPEC_NAMES)], options[len(_SPEC_NAMES) :]
     keywords = dict(zip(_CALL_NAMES, call, strict=True))
     keywords |= {name: tuple(keywords[name]) for name in ("origin", "extent")}
-    keywords |= {"spec": RolloutSpec(**dict(zip(_SPEC_NAMES, spec, strict=True))), "seed": int(seed)}
+    keywords["spec"] = RolloutSpec(**dict(zip(_SPEC_NAMES, spec, strict=True)))
+    # On an accelerator nobody may wait for a number inside a capture, and outside it would cost a round trip.
+    keywords["seed"] = seed if seed.is_cuda and inputs[0].is_cuda else int(seed)
     return _dispatch.BACKENDS[backend], [None if t is None else t.contiguous() for t in tensors], keywords
 
 

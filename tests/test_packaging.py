@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import ncakern
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +53,7 @@ class Environment:
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder)
-        self.folder, self.python = folder, str(folder / "bin" / "python")
+        self.folder, self.python, self.said = folder, str(folder / "bin" / "python"), ""
         site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
         # Python does not read the .pth files of a folder added so: the other's in-place install stays unseen.
         (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -101,7 +103,7 @@ def without_compiler(tmp_path_factory):
     """Install from source where every compiler fails."""
     folder = tmp_path_factory.mktemp("no_compiler")
     environment = Environment(folder / "venv")
-    environment.install(copy_source(folder / "source"), CC="/bin/false", CXX="/bin/false")
+    environment.said = environment.install(copy_source(folder / "source"), CC="/bin/false", CXX="/bin/false").stdout
     return environment
 
 
@@ -157,6 +159,8 @@ def test_without_a_compiler_the_rest_installs_and_runs(without_compiler):
 
 
 def test_without_a_compiler_it_says_what_is_missing(without_compiler):
+    last = without_compiler.said.strip().splitlines()[-1]
+    assert last == f"Successfully installed ncakern-{ncakern.__version__}+no.compiler.no.fast.kernel"
     assert "ncakern._cpu is not built" in without_compiler.run("-m", "ncakern.info").stdout
     done = without_compiler.run("-c", ROLLOUT, "cpu", check=False)
     assert done.returncode != 0

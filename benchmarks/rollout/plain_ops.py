@@ -43,7 +43,7 @@ class Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, seen: Tensor) -> tuple[Tensor, Tensor]:
-        mean = (seen.new_ones(1, len(seen)) @ seen)[0] / len(seen)
+        mean = seen.mean(0)
         ctx.save_for_backward(seen, mean)
         return mean, seen.t() @ seen / len(seen) - torch.outer(mean, mean)
 

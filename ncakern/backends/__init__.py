@@ -18,6 +18,6 @@ d_out_weight, d_perceive_from, d_scale, d_shift)``
 
 All tensors are contiguous. State, perceive_from, d_out and kept have the state's dtype, all else float32. Tensors that
 a call does not use are None, and so are their gradients. ``steps`` is at least 1, and exactly 1 with perceive_from.
-``seed`` is an int of 64 bits, signed; ``origin`` and ``extent`` hold one int per spatial axis. Inputs are never
-written.
+``seed`` is an int of 64 bits, signed, or a 0-d int64 tensor if it and the state are on an accelerator;
+``origin`` and ``extent`` hold one int per spatial axis. Inputs are never written.
 """

@@ -82,7 +82,7 @@ def test_cax_updates_the_firing_share_of_the_cells_by_the_whole_change():
 
 @pytest.mark.parametrize("name", CASES)
 def test_plain_is_the_same_function_of_the_parameters(name):
-    """In float64, where another order of sums shows in the last digits only: the filters' biases cancel under a norm."""
+    """In float64, where another order of sums shows in the last digits only: filters' biases cancel under a norm."""
     case = small(name)
     module, state = make("plain", case).double(), PROVIDERS["plain"].state(case).double()
     gradients(module, state)

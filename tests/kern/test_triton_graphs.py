@@ -1,6 +1,7 @@
 """The cache of captured rollouts with a stand-in for a graph; that a rollout in it is bit for bit the one without."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -50,6 +51,17 @@ def test_arguments_are_copied_and_not_written() -> None:
     for _ in range(3):
         cache.run("key", (argument,), lambda own: own.add_(1) if own is not argument else own + 1)
     assert not argument.any()
+
+
+@pytest.mark.parametrize("modes", [(True, True, False), (False, False, True)], ids=["inference", "no_grad"])
+def test_inference_mode_and_no_grad_share_a_graph(modes: tuple[bool, ...]) -> None:
+    capture = StandIn()
+    cache = graphs.GraphCache(capture)
+    for number, is_inference in enumerate(modes):
+        with torch.inference_mode(is_inference), torch.no_grad():
+            result = cache.run("key", (torch.full((2,), float(number)), torch.ones(2)), add)
+            assert result.tolist() == [1.0 + number] * 2
+    assert (capture.captures, capture.replays) == (1, 1)
 
 
 def test_the_least_recently_used_graph_goes() -> None:
@@ -174,3 +186,22 @@ def test_when_a_graph_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setenv("NCAKERN_CUDA_GRAPHS", "0")
     assert not graphs.is_wanted(state(), keep=False)
+
+
+def test_a_capture_uses_a_stream_of_the_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would take one stream for all captures, made on the device of the first of them."""
+    used = []
+
+    @contextlib.contextmanager
+    def record(graph: object, *, stream: object = None, **options: object) -> Iterator[None]:
+        used.append(stream)
+        yield
+
+    device = iter(["first", "second"])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: f"a stream of the {next(device)} device")
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    for _ in range(2):
+        _, out = graphs._capture(lambda: torch.ones(1))
+        assert out.item() == 1
+    assert used == ["a stream of the first device", "a stream of the second device"]

@@ -189,6 +189,16 @@ def test_nan_and_infinity_spread_as_in_the_reference(options: dict, launcher: Mo
     assert torch.equal(run_case(case, inputs, backend="triton").isfinite(), expected.isfinite())
 
 
+def test_autocast_does_not_reach_inside(launcher: ModuleType) -> None:
+    case = Case(size=(3, 3), channels=3, hidden=5, batch=1, steps=1, options={**DENSE, "norm": "batch"})
+    inputs = make_inputs(case)
+    expected = run_with_gradients(case, inputs, backend="triton")
+    with torch.autocast("cpu", dtype=BF16):
+        actual = run_with_gradients(case, inputs, backend="triton")
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+
+
 def test_two_runs_give_the_same_bits(launcher: ModuleType) -> None:
     case = Case(size=(3, 5), channels=5, batch=1, steps=2, keep_every=2, options={**DENSE, "norm": "batch"})
     inputs = make_inputs(case)

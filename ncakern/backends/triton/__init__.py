@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ncakern._spec import Problem
+from ncakern.backends.triton import tiles, tiles_large
 
 _STORAGES = ("float32", "bfloat16", "float16")
 
@@ -40,13 +41,6 @@ def why_not(problem: Problem) -> str | None:
         return "the package triton is not installed; builds of torch for accelerators bring it"
     if problem.dtype not in _STORAGES:
         return f"needs a state of dtype {', '.join(_STORAGES)}; got {problem.dtype}"
-    return _too_large(problem)
-
-
-@torch.compiler.assume_constant_result
-def _too_large(problem: Problem) -> str | None:
-    from ncakern.backends.triton import tiles, tiles_large
-
     sizes = {"channels": problem.channels, "filters": problem.num_filters}
     if tiles.is_small(problem.spec.perception, problem.size, hidden=problem.hidden, **sizes):
         return None

@@ -34,16 +34,22 @@ def write_draw(
     draw: Tensor,
     *,
     spec: RolloutSpec,
-    seed: int,
+    seed: int | Tensor,
     first_step: int,
     first_sample: int,
     origin: tuple[int, int, int],
     extent: tuple[int, int, int],
 ) -> None:
-    """Fill ``draw``, int64 ``[NUM_WORDS]``. A cell fires if its Philox word is below the threshold."""
+    """Fill ``draw``, int64 ``[NUM_WORDS]``. A cell fires if its Philox word is below the threshold.
+
+    A seed that is a tensor is read on the device: the host does not wait for it, and a capture sees later values.
+    """
     threshold = int(spec.fire_rate * 2**32)  # does not fit in 32 bits at rate 1
-    words = (seed, first_step, first_sample, threshold, origin[0] * extent[1] + origin[1], extent[1], origin[2])
+    number = 0 if isinstance(seed, Tensor) else seed
+    words = (number, first_step, first_sample, threshold, origin[0] * extent[1] + origin[1], extent[1], origin[2])
     _nca_draw_kernel[(1,)](draw, *words, num_warps=1, enable_fp_fusion=True)
+    if isinstance(seed, Tensor):
+        draw[0].copy_(seed)
 
 
 @triton.jit

@@ -67,14 +67,13 @@ class GraphCache:
                 torch._foreach_copy_(graph.arguments, list(arguments))
                 graph.replay()
                 return graph.out.clone()
-            own = [argument.clone() for argument in arguments]
-            result = function(*own)
-            self._put(key, _Graph(*self._captured(function, own)))
+            # A tensor made in inference mode can be written in no other, and later calls may be in any.
+            with torch.inference_mode(False), torch.no_grad():
+                own = [argument.clone() for argument in arguments]
+                result = function(*own)
+                replay, out = self._capture(lambda: function(*own))
+            self._put(key, _Graph(replay, own, out))
             return result
-
-    def _captured(self, function: Callable[..., Tensor], own: list[Tensor]) -> tuple[Replay, list[Tensor], Tensor]:
-        replay, out = self._capture(lambda: function(*own))
-        return replay, own, out
 
     def _put(self, key: Hashable, graph: _Graph | None) -> None:
         self._graphs[key] = graph
@@ -85,8 +84,9 @@ class GraphCache:
 
 def _capture(function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
     graph = torch.cuda.CUDAGraph()
+    # torch would capture on one stream for all, of the device that was the first. This one is the current device's.
     # Other threads may allocate meanwhile, as those of a data loader do.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
         out = function()
     return graph.replay, out
 

@@ -40,7 +40,7 @@ def fwd(
     **stream: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``ncakern/backends/__init__.py``."""
-    with _on_device(state):
+    with _on_device(state), _without_autocast(state):
         draw, left = _write_draw(state, spec, **stream)
         call: dict[str, Any] = {"spec": spec, "left": left, "steps": steps}
         if graphs.is_wanted(state, keep=keep):
@@ -120,7 +120,7 @@ def bwd(
 ) -> tuple[Tensor | None, ...]:
     """See ``ncakern/backends/__init__.py``."""
     d_state = d_out.float()
-    with _on_device(state):
+    with _on_device(state), _without_autocast(state):
         draw, left = _write_draw(state, spec, **stream)
         rollout = _describe(state, others, spec=spec, draw=draw, left=left)
         sums = Sums.zeros(rollout)
@@ -144,7 +144,7 @@ def bwd(
 
 
 def _write_draw(
-    state: Tensor, spec: RolloutSpec, *, origin: tuple[int, ...], extent: tuple[int, ...], **stream: int
+    state: Tensor, spec: RolloutSpec, *, origin: tuple[int, ...], extent: tuple[int, ...], **stream: Any
 ) -> tuple[Tensor, int]:
     """The words of the random stream on the device, and `Rollout.left`."""
     is_2d = len(origin) == 2
@@ -216,6 +216,12 @@ def _choose_family(rollout: Rollout) -> ModuleType:
 def _on_device(state: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device."""
     return torch.cuda.device(state.device) if state.is_cuda else contextlib.nullcontext()
+
+
+def _without_autocast(state: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """What torch computes here is part of a step, which autocast does not reach."""
+    kind = state.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 def _gradient(summed: Tensor | None, given: Tensor | None) -> Tensor | None:

@@ -79,22 +79,30 @@ def save_split(path: str | Path, split: Split) -> None:
 
 
 def load_split(path: str | Path) -> Split:
-    """Read a split.
+    """Read a split; a file of ``same_as`` and ``sha256`` stands for another one, named relative to it.
 
     Raises:
-        ValueError: the content does not match the hash in the file, or keys are missing.
+        ValueError: no JSON, missing keys, a case on both sides, or a content that does not match the hash in the file.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    path = Path(path)
+    content = files.read_json(path, "a split file")
     try:
+        # One step only, so that no chain of files can go round in a circle.
+        lists = files.read_json(path.parent / content["same_as"], "a split file") if "same_as" in content else content
         split = Split(
-            train=tuple(content["train"]),
-            validation=tuple(content["validation"]),
-            fraction=content["fraction"],
-            seed=content["seed"],
+            train=tuple(lists["train"]),
+            validation=tuple(lists["validation"]),
+            fraction=lists["fraction"],
+            seed=lists["seed"],
         )
         matches = split.sha256 == content["sha256"]
     except KeyError as error:
         raise ValueError(f"{path} must be a split file; it has no entry {error}") from error
+    except TypeError as error:
+        raise ValueError(f"{path} must be a split file; its lists are none: {error}") from error
+    named = [*split.train, *split.validation]
+    if not all(isinstance(name, str) for name in named) or len(set(named)) < len(named):
+        raise ValueError(f"{path} must name every case once, by its id, on one side of the split")
     if not matches:
         raise ValueError(f"{path} was changed: its content does not match its sha256. Restore it, or start a new run")
     return split

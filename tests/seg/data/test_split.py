@@ -50,6 +50,23 @@ def test_edited_file_is_refused(tmp_path):
         load_split(path)
 
 
+def test_a_file_may_name_the_split_that_it_shares(tmp_path):
+    shared, run = tmp_path / "shared.json", tmp_path / "run" / "split.json"
+    save_split(shared, split := make_split(IDS, 0.15, seed=0))
+    run.parent.mkdir()
+    run.write_text(json.dumps({"same_as": "../shared.json", "sha256": split.sha256}))
+    assert load_split(run) == split
+    save_split(shared, make_split(IDS, 0.15, seed=1))
+    with pytest.raises(ValueError, match="run/split.json was changed"):
+        load_split(run)
+    shared.unlink()
+    with pytest.raises(FileNotFoundError, match="shared.json"):
+        load_split(run)
+    shared.write_text(json.dumps({"same_as": "run/split.json", "sha256": split.sha256}))
+    with pytest.raises(ValueError, match="no entry 'train'"):
+        load_split(run)
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="ids must be unique"):
         make_split(["a", "a"], 0.5, seed=0)

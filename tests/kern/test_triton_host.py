@@ -1,0 +1,64 @@
+"""The host's side of the triton backend: which kernels it launches, with launches recorded and not run."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers import Case, make_inputs, run_case
+
+from ncakern import ops
+
+DENSE = {"perception": "dense"}
+
+
+@pytest.fixture
+def launches(triton_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels that have been launched; none of them runs, so results hold what memory held."""
+    from triton.runtime import interpreter
+
+    found: list[str] = []
+
+    def record(executor: Any, *args: Any, **keywords: Any) -> None:
+        found.append(executor.fn.__name__)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", record)
+    return found
+
+
+@pytest.mark.parametrize(("is_dynamic", "options"), [(False, {}), (True, DENSE)], ids=["static", "dynamic-dense"])
+def test_compiled_rollout_launches_what_an_eager_one_does(is_dynamic: bool, options: dict, launches: list[str]) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(run_case, fullgraph=True, backend="aot_eager", dynamic=is_dynamic)
+    for size in ((3, 5), (4, 6)):
+        case = Case(size=size, steps=2, options=options)
+        inputs = make_inputs(case)
+        found = []
+        for run in (run_case, compiled):
+            launches.clear()
+            out = run(case, inputs, backend="triton")
+            torch.autograd.grad(out.sum(), list(inputs.named().values()))
+            found.append(list(launches))
+        assert found[0] == found[1] and any("bwd" in name for name in found[0])
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("seed", [7, -5, 2**63 - 1])
+def test_a_seed_on_the_device_is_read_there(seed: int, triton_interpreter: None) -> None:
+    from ncakern.backends.triton import launch
+
+    state, spec = torch.zeros(1, 2, 3, 4), Case(size=(2, 3)).spec
+    call = {"first_step": 1, "first_sample": 2, "origin": (0, 0), "extent": (2, 3)}
+    expected, _ = launch._write_draw(state, spec, seed=seed, **call)
+    words, _ = launch._write_draw(state, spec, seed=torch.tensor(seed), **call)
+    assert words.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("is_on_device", [False, True])
+def test_the_host_does_not_wait_for_a_seed_on_the_device(is_on_device: bool) -> None:
+    """Neither may it inside the capture of a graph."""
+    state = SimpleNamespace(is_cuda=True, contiguous=lambda: None)
+    seed = SimpleNamespace(is_cuda=is_on_device) if is_on_device else torch.tensor(3)
+    options = ["depthwise", "reflect", "none", "relu", 0.5, 0, 1, 0, 0, [0, 0], [2, 3], 1, "triton"]
+    _, _, keywords = ops._unpack((state, *[None] * (ops._NUM_TENSORS - 1), seed, *options))
+    assert keywords["seed"] is seed if is_on_device else keywords["seed"] == 3
