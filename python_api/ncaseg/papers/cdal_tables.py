@@ -17,9 +17,7 @@ from ncaseg.evaluation.result import mean, sample_deviation
 from ncaseg.models.cdal.build import build_discriminator
 from ncaseg.papers.paper import Paper, PlannedRun
 from ncaseg.papers.runs import Run, changed_budget, num_parameters
-from ncaseg.report.markdown import conditions, table, text
-
-NOT_RUN = "not run"
+from ncaseg.report.markdown import NOT_RUN, Section, page, text
 
 
 def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
@@ -41,15 +39,12 @@ def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
 
 def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
     """The tables as Markdown; "-" was not printed, or does not apply."""
-    parts = [f"# {paper.title}\n\n{paper.citation}.\n", *(f"* {note}" for note in paper.notes)]
-    for entry in tables["tables"]:
-        parts += [f"\n## {entry['title']}\n", *([f"Paper: {entry['source']}.\n"] if entry["source"] else [])]
-        parts += [_show_table(entry)]
-    parts += [f"\n## Cost\n\nPaper: {paper.effort['source']}.\n", _show_effort(paper.effort["rows"], tables["effort"])]
+    sections = [_section(entry) for entry in tables["tables"]]
+    sections.append(_cost(paper.effort, tables["effort"]))
     if tables["others"]:
         header = ["run", "parameters", "Dice, merged", "Dice of each label", "E-CDAL Dice", "E-CDAL mIoU"]
-        parts += ["\n## Runs with other settings\n", table(header, [_show_other(row) for row in tables["others"]])]
-    return "\n".join([*parts, conditions(tables["runs"])]) + "\n"
+        sections.append(Section("Runs with other settings", "", header, [_show_other(row) for row in tables["others"]]))
+    return page(paper.title, f"{paper.citation}.", paper.notes, sections, tables["runs"])
 
 
 def _one_table(printed: Mapping[str, Any], planned: Mapping[str, PlannedRun], runs: Sequence[Run]) -> dict[str, Any]:
@@ -145,14 +140,12 @@ def _other(run: Run) -> dict[str, Any]:
 
 
 def _conditions(run: Run) -> dict[str, Any]:
-    left_out = ("parameters", "soft_dice", "hard_dice")
-    kept = {key: value for key, value in run.conditions().items() if key not in left_out}
     train = run.cfg.train
     length = f"{train.steps} steps" if train.steps > 0 else f"{train.epochs} epochs"
-    return kept | {"length": length, "seconds_per_case": run.scores.get("seconds_per_case")}
+    return run.short_conditions() | {"length": length, "seconds_per_case": run.scores.get("seconds_per_case")}
 
 
-def _show_table(entry: Mapping[str, Any]) -> str:
+def _section(entry: Mapping[str, Any]) -> Section:
     names = entry["columns"]
     has_paper = any(row["paper"] for row in entry["rows"])
     ours = ", ours" if has_paper else ""
@@ -162,7 +155,7 @@ def _show_table(entry: Mapping[str, Any]) -> str:
     for row in entry["rows"]:
         printed = [_percent(value) for value in row["paper"] or [None] * len(names)] if has_paper else []
         rows.append([row["data"], row["model"], *printed, *_ours(row.get("ours"), len(names))])
-    return table(header, rows)
+    return Section(entry["title"], f"Paper: {entry['source']}." if entry["source"] else "", header, rows)
 
 
 def _ours(ours: Mapping[str, Any] | None, columns: int) -> list[str]:
@@ -175,13 +168,14 @@ def _ours(ours: Mapping[str, Any] | None, columns: int) -> list[str]:
     return [count, *(_percent(value) for value in ours["scores"]), ", ".join(ours["runs"])]
 
 
-def _show_effort(printed: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> str:
-    rows = [[f"paper: {row['model']}", "-", "-", f"{row['seconds']:g}"] for row in printed]
+def _cost(printed: Mapping[str, Any], ours: Sequence[Mapping[str, Any]]) -> Section:
+    rows = [[f"paper: {row['model']}", "-", "-", f"{row['seconds']:g}"] for row in printed["rows"]]
     for row in ours:
         times = [f"{t['seconds_per_case']:.2f}, {t['samples']} samples ({text(t['machine'])})" for t in row["times"]]
         counts = (_number(row["generator"]), _number(row["discriminator"]))
         rows.append([row["recipe"], *counts, "; ".join(times) or NOT_RUN])
-    return table(["", "generator, parameters", "discriminator, parameters", "seconds per case"], rows)
+    header = ["", "generator, parameters", "discriminator, parameters", "seconds per case"]
+    return Section("Cost", f"Paper: {printed['source']}.", header, rows)
 
 
 def _show_other(row: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from ncaseg.evaluation.result import mean, sample_deviation
 from ncaseg.papers.paper import VARIANTS, Paper
 from ncaseg.papers.runs import Run, experiments, is_planned
-from ncaseg.report.markdown import conditions, percent, spread, table
+from ncaseg.report.markdown import Section, page, percent, spread
 
 RATES = ("detection_rate", "false_negative_rate", "missed_of_passed")
 COUNTS = ("TP", "FP", "FN", "TN")
@@ -50,19 +50,23 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
         for row in tables["quality"]
     ]
     variants = [f"{v.replace('_', ' ')}, {who}" for v in VARIANTS for who in ("paper", "ours")]
-    parts = [
-        f"# {paper.title}\n\n{paper.citation}.\n\nDice: mean ± standard deviation over test cases. "
-        f"Ours: {paper.metric}; {OURS}.\n",
-        *(f"* {note}" for note in paper.notes),
-        f"\n## Comparison\n\nPaper: {paper.comparison['source']}.\n",
-        table(["model", *(head for task in tasks for head in (task, "parameters"))], comparison),
-        f"\n## Ablation\n\nPaper: {paper.ablation['source']}.\n",
-        table(["", *variants], ablation),
-        f"\n## Quality control\n\nPaper: {paper.quality['source']}. Ours: {OURS}; counts are sums over the runs.\n",
-        table(["task", "", "detected TP/(TP+FN)", "FN/all", "FN/(FN+TN)", "/".join(COUNTS)], quality),
-        conditions(tables["runs"]),
+    intro = f"Dice: mean ± standard deviation over test cases. Ours: {paper.metric}; {OURS}."
+    sections = [
+        Section(
+            "Comparison",
+            f"Paper: {paper.comparison['source']}.",
+            ["model", *(head for task in tasks for head in (task, "parameters"))],
+            comparison,
+        ),
+        Section("Ablation", f"Paper: {paper.ablation['source']}.", ["", *variants], ablation),
+        Section(
+            "Quality control",
+            f"Paper: {paper.quality['source']}. Ours: {OURS}; counts are sums over the runs.",
+            ["task", "", "detected TP/(TP+FN)", "FN/all", "FN/(FN+TN)", "/".join(COUNTS)],
+            quality,
+        ),
     ]
-    return "\n".join(parts) + "\n"
+    return page(paper.title, f"{paper.citation}.\n\n{intro}", paper.notes, sections, tables["runs"])
 
 
 def _comparison(paper: Paper, groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:

@@ -16,11 +16,11 @@ from ncaseg.data.index import find_cases
 from ncaseg.evaluation import protocols
 from ncaseg.papers.paper import Paper, PlannedRun
 from ncaseg.papers.runs import Run, is_planned, num_parameters
-from ncaseg.report.markdown import conditions, table
+from ncaseg.report.markdown import NOT_RUN, Section, page
 from ncaseg.report.sampling import draw_strip
 
 TABLE_1 = "table 1"
-NOT_RUN = "not run"
+OURS = ("parameters, ours", "Dice E-CLEAN", "IoU E-CLEAN", "Dice E-AUTHOR", "IoU E-AUTHOR")
 PICTURES_PER_RUN = 3
 
 
@@ -46,26 +46,19 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
         [row["model"], row["parameters"], f"{row['dice']:.4f}", f"{row['iou']:.4f}", *_cells(row["ours"])]
         for row in tables["comparison"]
     ]
-    parts = [
-        f"# {paper.title}\n\n{paper.citation}.\n",
-        *(f"* {note}" for note in paper.notes),
-        f"\n## Comparison\n\nPaper: {paper.comparison['source']}.\n",
-        table(["model", "parameters, paper", "Dice, paper", "IoU, paper", *OURS], printed),
-    ]
+    header = ["model", "parameters, paper", "Dice, paper", "IoU, paper", *OURS]
+    sections = [Section("Comparison", f"Paper: {paper.comparison['source']}.", header, printed)]
     for group, rows in tables["groups"].items():
-        parts += [f"\n## {group.capitalize()}\n", table([group, *OURS], [[r["variant"], *_cells(r)] for r in rows])]
+        sections.append(Section(group.capitalize(), "", [group, *OURS], [[r["variant"], *_cells(r)] for r in rows]))
     if tables["others"]:
-        rows = [[row["variant"], *_cells(row)] for row in tables["others"]]
-        parts += ["\n## Runs with other settings\n", table(["run", *OURS], rows)]
+        others = [[row["variant"], *_cells(row)] for row in tables["others"]]
+        sections.append(Section("Runs with other settings", "", ["run", *OURS], others))
     if tables["floors"]:
         names = [name for name in tables["floors"][0] if name != "run"]
-        rows = [[row["run"], *(_pair(row.get(name)) for name in names)] for row in tables["floors"]]
-        parts += ["\n## What needs no model\n\nDice / IoU on the pictures that the run was scored on.\n"]
-        parts += [table(["run", *names], rows)]
-    return "\n".join([*parts, conditions(tables["runs"])]) + "\n"
-
-
-OURS = ("parameters, ours", "Dice E-CLEAN", "IoU E-CLEAN", "Dice E-AUTHOR", "IoU E-AUTHOR")
+        cells = [[row["run"], *(_pair(row.get(name)) for name in names)] for row in tables["floors"]]
+        intro = "Dice / IoU on the pictures that the run was scored on."
+        sections.append(Section("What needs no model", intro, ["run", *names], cells))
+    return page(paper.title, f"{paper.citation}.", paper.notes, sections, tables["runs"])
 
 
 def draw_pictures(runs: Sequence[Run], data: str | Path, out: str | Path) -> list[Path]:
@@ -125,8 +118,7 @@ def _numbers(run: Run) -> dict[str, Any]:
 
 
 def _conditions(run: Run) -> dict[str, Any]:
-    left_out = ("parameters", "soft_dice", "hard_dice")
-    return {key: value for key, value in run.conditions().items() if key not in left_out} | {
+    return run.short_conditions() | {
         "size": "x".join(map(str, run.cfg.data.size)),
         "steps": run.cfg.train.steps,
         "sampler": run.scores["conditions"].get("sampler", "one pass"),

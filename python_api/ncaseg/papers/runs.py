@@ -26,6 +26,10 @@ FREE_KEYS = {
     "train.validate_every",
     "data.split_seed",
     "data.cache",
+    "data.drop_channels",
+    "data.max_read_gb",
+    "data.allow_empty",
+    "data.allow_left_out",
     "diffusion.validate_cases",
     "cdal.validate_cases",
 }
@@ -87,6 +91,11 @@ class Run:
             "soft_dice": [self.scores[key]["soft_dice"] for key in ("mean", "std")],
             "hard_dice": [self.scores[key]["hard_dice"] for key in ("mean", "std")],
         }
+
+    def short_conditions(self) -> dict[str, Any]:
+        """The same where tables show parameters and scores beside."""
+        left_out = ("parameters", "soft_dice", "hard_dice")
+        return {key: value for key, value in self.conditions().items() if key not in left_out}
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Run]:

@@ -1,7 +1,33 @@
 """Tables as Markdown."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+NOT_RUN = "not run"
+
+
+class Section(NamedTuple):
+    """A table under a title, and the text between them, if there is any."""
+
+    title: str
+    intro: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def page(
+    title: str,
+    intro: str,
+    notes: Sequence[str],
+    sections: Sequence[Section],
+    runs: Sequence[Mapping[str, Any]],
+) -> str:
+    """A paper beside our runs: title and notes, the tables, and the conditions of the runs."""
+    parts = [f"# {title}\n\n{intro}\n", *(f"* {note}" for note in notes)]
+    for section in sections:
+        parts += [f"\n## {section.title}\n", *([f"{section.intro}\n"] if section.intro else [])]
+        parts += [table(section.header, section.rows)]
+    return "\n".join([*parts, conditions(runs)]) + "\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
