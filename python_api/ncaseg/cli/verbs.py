@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from ncaseg.cli import arguments
 if TYPE_CHECKING:
     from ncaseg.papers.paper import PlannedRun
 
-EXIT_USAGE, EXIT_DATA, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 2, 3, 4, 130
+EXIT_USAGE, EXIT_DATA, EXIT_ENVIRONMENT = 2, 3, 4
+SIGNALLED = 128  # plus the number of the signal, as shells have it: 130 for Ctrl-C
 DATA_ERRORS = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError, FloatingPointError)
 ENVIRONMENT_ERRORS = (ImportError, OSError, MemoryError, RuntimeError)
 
@@ -51,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, EXIT_DATA, args.debug)
     except ENVIRONMENT_ERRORS as error:
         return _fail(error, EXIT_ENVIRONMENT, args.debug)
-    except KeyboardInterrupt:
-        print("\nncaseg: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        saved = getattr(stop, "saved", "")
+        print(f"\nncaseg: interrupted{saved and '; ' + saved}; rerun the same command to resume", file=sys.stderr)
+        return SIGNALLED + getattr(stop, "number", signal.SIGINT)
     return 0 if code is None else code
 
 

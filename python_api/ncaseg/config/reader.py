@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -175,6 +176,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         return tuple(_convert(v, h, f"{name}[{i}]") for i, (v, h) in enumerate(zip(value, inner, strict=True)))
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is float and is_number:
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number; got {value}")
         return float(value)
     if type(value) is not hint:
         raise TypeError(f"{name} must be of type {hint.__name__}; got {value!r} ({type(value).__name__})")

@@ -170,7 +170,7 @@ def test_interruption_says_how_to_go_on(model, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("ncaseg.inference.files.predict_path", interrupt)
     assert run("predict", model, tmp_path / "scan.nii", "-o", tmp_path / "seg.nii") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "rerun the same command to resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by_folders", [False, True])
