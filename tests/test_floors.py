@@ -29,7 +29,7 @@ FLOORS_OF_NCASEG: tuple[dict[str, set[str]], ...] = (
     {"evaluation": {"numpy", "PIL", "tqdm"}},
     {"inference": CORE | USER | {"nibabel", "tqdm"}},
     {"lean": {"numpy", "ncakern", "ncakern.arrays"}, "report": CORE | {"PIL"}},
-    {"sampling": {"torch"}, "checkpoint": CORE | USER | {"safetensors"}},
+    {"sampling": CORE, "checkpoint": CORE | USER | {"safetensors"}},
     {"models": CORE | USER, "data": CORE | IMAGES},
     {"config": set(), "diffusion": CORE},
     {
@@ -79,7 +79,7 @@ MAY_IMPORT = {
     "ncakern": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"ncakern.functional", "ncakern.nn", "ncakern.upstream"},
 } | laws_of_ncaseg()
 # Not everybody has these: imported inside functions, so that a missing one is noticed by those only who need it.
-OPTIONAL = {"triton", "monai", "tensorboard", "torchio", "matplotlib", "onnx", "onnxruntime"}
+OPTIONAL = {"triton", "monai"}
 
 
 def modules() -> dict[str, Path]:

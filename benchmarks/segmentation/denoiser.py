@@ -152,9 +152,7 @@ def build(name: str, provider: str) -> MedSegDiffNCA:
         nn.init.normal_(level.out_weight, std=0.01)
     if provider == "kernel":
         return ours
-    options = {key: getattr(cfg.model, key) for key in ("channels", "hidden", "kernel_sizes", "steps", "scales")}
-    options |= {key: getattr(cfg.model, key) for key in ("attention", "attention_reduction", "fire_rate")}
-    other = TIMED[provider](**options)
+    other = TIMED[provider](ours.cfg)
     other.load_state_dict(ours.state_dict())
     return other
 

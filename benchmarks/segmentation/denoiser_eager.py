@@ -3,13 +3,12 @@
 Also with each step compiled.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ncakern
+from ncaseg.config import MedSegDiffConfig
 from ncaseg.models.medsegdiffnca.cbam import CBAM
 from ncaseg.models.medsegdiffnca.model import MedSegDiffNCA
 
@@ -47,8 +46,8 @@ class CompiledDenoiser(EagerDenoiser):
     raises RuntimeError where that fails.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, cfg: MedSegDiffConfig) -> None:
+        super().__init__(cfg)
         torch.compiler.reset()  # networks come one after the other, and a function may be compiled eight times only
         self.step = torch.compile(self.step, fullgraph=True, dynamic=False)
 

@@ -101,11 +101,11 @@ def build(problem: Problem, provider: str):
     from torch import nn
 
     from benchmarks.rollout.providers import Eager
-    from ncaseg.config import ModelConfig
+    from ncaseg.config import M3DConfig
     from ncaseg.models import build_model
 
     names = ("kernel_sizes", "steps", "scales")
-    cfg = ModelConfig(**{name: getattr(problem, name) for name in names}, patches=((),) * len(problem.steps))
+    cfg = M3DConfig(**{name: getattr(problem, name) for name in names}, patches=((),) * len(problem.steps))
     torch.manual_seed(0)
     model = build_model(cfg)
     for level in model.levels:

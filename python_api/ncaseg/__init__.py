@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from ncaseg.data.dataset import load_case
     from ncaseg.data.index import find_cases
     from ncaseg.evaluation.cases import score_cases
-    from ncaseg.inference.case import predict_case
+    from ncaseg.inference.case import answer
     from ncaseg.inference.files import predict_path as predict
     from ncaseg.inference.files import save_labels
     from ncaseg.training.loop import train
 
 __all__ = [
+    "answer",
     "config",
     "edge",
     "find_cases",
@@ -29,19 +30,18 @@ __all__ = [
     "load_model",
     "load_recipe",
     "predict",
-    "predict_case",
     "save_labels",
     "score_cases",
     "train",
 ]
 
 _PLACES = {
+    "answer": "ncaseg.inference.case:answer",
     "find_cases": "ncaseg.data.index:find_cases",
     "load_case": "ncaseg.data.dataset:load_case",
     "load_model": "ncaseg.checkpoint.model:load_model",
     "load_recipe": "ncaseg.config:load_recipe",
     "predict": "ncaseg.inference.files:predict_path",
-    "predict_case": "ncaseg.inference.case:predict_case",
     "save_labels": "ncaseg.inference.files:save_labels",
     "score_cases": "ncaseg.evaluation.cases:score_cases",
     "train": "ncaseg.training.loop:train",

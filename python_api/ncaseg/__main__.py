@@ -1,4 +1,4 @@
-"""`python -m ncaseg`: the same command line as `ncaseg`."""
+"""``python -m ncaseg``: the same command line as ``ncaseg``."""
 
 from ncaseg.cli.verbs import main
 

@@ -21,10 +21,10 @@ def parse_bytes(text: str) -> int:
         >>> parse_bytes("1.5GB"), parse_bytes("2 GiB")
         (1500000000, 2147483648)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B)\s*", text.upper())
-    if found is None or found[2] not in UNITS or float(found[1]) <= 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B)\s*", text.upper())
+    if match is None or match[2] not in UNITS or float(match[1]) <= 0:
         raise ValueError(f"memory must be a positive number with a unit, such as 2GB or 512MB; got {text!r}")
-    return int(float(found[1]) * UNITS[found[2]])
+    return int(float(match[1]) * UNITS[match[2]])
 
 
 def show_bytes(count: float) -> str:

@@ -1,4 +1,4 @@
-"""A pseudo-ensemble of stochastic runs, combined one run at a time; numpy alone, so that it works without torch."""
+"""A pseudo-ensemble of stochastic members, combined one at a time; numpy alone, so that it works without torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FORMULAS = {
 
 @dataclass(frozen=True)
 class Combined:
-    """What an ensemble says, all `[C_out, *S]` float32.
+    """What an ensemble says, all ``[C_out, *S]`` float32.
 
-    `probabilities` follow the rule. `mean` and `variance` are those of the members' own probabilities, whatever the
-    rule, the variance that of the population (divided by the number of members); None unless asked for.
+    ``probabilities`` follow the rule. ``mean`` and ``variance`` are those of the members' own probabilities, whatever
+    the rule, the variance that of the population (divided by the number of members); None unless asked for.
     """
 
     probabilities: np.ndarray
@@ -31,16 +31,16 @@ class Combined:
 
 
 def combine(members: Iterable[np.ndarray], *, rule: str = DEFAULT_RULE, with_spread: bool = False) -> Combined:
-    """Combines the logits of the members.
+    """Combine the logits of the members.
 
-    "mean-logit" is `sigmoid(mean_i l_i)`, as in the published M3D-NCA code; "mean-probability" is the mean over i of
-    `sigmoid(l_i)`; "median" is the sigmoid of the median logit of each cell (of an even number, the mean of the middle
-    two). Means and variance are running ones: members from an iterator are held one at a time. The median holds all,
-    and copies one place of the first axis of space at a time.
+    "mean-logit" is ``sigmoid(mean_i l_i)``, as in the published M3D-NCA code; "mean-probability" is the mean over i of
+    ``sigmoid(l_i)``; "median" is the sigmoid of the median logit of each cell (of an even number, the mean of the
+    middle two). Means and variance are running ones: members from an iterator are held one at a time. The median holds
+    all, and copies one place of the first axis of space at a time.
 
     Args:
-        members: at least one array of logits `[C_out, *S]`, all of one shape; may be an iterator.
-        rule: one of `RULES`.
+        members: at least one array of logits ``[C_out, *S]``, all of one shape; may be an iterator.
+        rule: one of ``RULES``.
         with_spread: also return mean and variance of the probabilities.
 
     Raises:
@@ -61,7 +61,7 @@ def combine(members: Iterable[np.ndarray], *, rule: str = DEFAULT_RULE, with_spr
         if with_spread or rule == "mean-probability":
             probabilities.add(sigmoid(member), with_variance=with_spread)
     if not (logits.count or probabilities.count or held):
-        raise ValueError("members must hold at least one run; got none")
+        raise ValueError("members must hold at least one; got none")
     if rule == "mean-logit":
         combined = sigmoid(logits.mean)
     elif rule == "median":
@@ -74,14 +74,16 @@ def combine(members: Iterable[np.ndarray], *, rule: str = DEFAULT_RULE, with_spr
     return Combined(combined, probabilities.mean, probabilities.deviations / np.float32(probabilities.count))
 
 
-def check_rule(rule: str) -> None:
-    """Raises a ValueError that lists the rules."""
+def check_rule(rule: str, *, of_samples: bool = False) -> None:
+    """Raise a ValueError for a rule that is none, or none for sampled masks, which are averaged as they are."""
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
+    if of_samples and rule == "median":
+        raise ValueError('rule must be "mean-probability" for a model that samples masks, or be left out; got "median"')
 
 
 def nqm(mean: np.ndarray, variance: np.ndarray) -> float:
-    """The NCA quality metric, `NQM = sum(SD) / sum(mean)`: high is bad.
+    """The NCA quality metric, ``NQM = sum(SD) / sum(mean)``: high is bad.
 
     Args:
         mean: voxelwise mean of the members' probabilities, any shape: output channels count like cells.
@@ -99,7 +101,7 @@ def nqm(mean: np.ndarray, variance: np.ndarray) -> float:
 
     Reference:
         Kalkhof and Mukhopadhyay, M3D-NCA, MICCAI 2023, section on quality control. The published code takes sigmoid
-        probabilities of the single runs for both sums, and so do we.
+        probabilities of the single members for both sums, and so do we.
     """
     if mean.shape != variance.shape:
         raise ValueError(f"variance must have the shape of mean {mean.shape}; got {variance.shape}")
@@ -108,7 +110,7 @@ def nqm(mean: np.ndarray, variance: np.ndarray) -> float:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """`1 / (1 + exp(-x))` in float32; nothing overflows."""
+    """``1 / (1 + exp(-x))`` in float32; nothing overflows."""
     x = np.asarray(logits, np.float32)
     small = np.exp(-np.abs(x))
     return np.where(x >= 0, np.float32(1), small) / (1 + small)

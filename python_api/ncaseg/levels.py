@@ -9,13 +9,6 @@ from collections.abc import Sequence
 Triple = tuple[int, int, int]
 
 
-def check_counts(kernel_sizes: Sequence[int], steps: Sequence[int], scales: Sequence[Triple]) -> None:
-    """Raise a ValueError unless there is one entry of steps per kernel size, and one of scales less."""
-    if len(steps) != len(kernel_sizes) or len(scales) != len(kernel_sizes) - 1:
-        counts = f"{len(kernel_sizes)} kernel_sizes, {len(steps)} steps, {len(scales)} scales"
-        raise ValueError(f"steps must have one entry per kernel size, scales one less; got {counts}")
-
-
 def factors_of(scales: Sequence[Triple]) -> list[Triple]:
     """How many full-resolution cells one cell of each level spans, per axis.
 
@@ -23,10 +16,10 @@ def factors_of(scales: Sequence[Triple]) -> list[Triple]:
         >>> factors_of([(2, 2, 1), (4, 4, 2)])
         [(8, 8, 2), (4, 4, 2), (1, 1, 1)]
     """
-    found: list[Triple] = [(1, 1, 1)]
+    spans: list[Triple] = [(1, 1, 1)]
     for scale in reversed(scales):
-        found.insert(0, times(found[0], scale))
-    return found
+        spans.insert(0, times(spans[0], scale))
+    return spans
 
 
 def working_sizes(size: Triple, scales: Sequence[Triple], patches: Sequence[Sequence[int]] = ()) -> list[Triple]:
@@ -44,14 +37,14 @@ def working_sizes(size: Triple, scales: Sequence[Triple], patches: Sequence[Sequ
         >>> working_sizes((64, 64, 51), [(2, 2, 2)], [(), ()])
         [(32, 32, 26), (64, 64, 51)]
     """
-    found: list[Triple] = []
+    sizes: list[Triple] = []
     if not patches:
         patches = [(), *(ceil_divide(size, factors_of(scales)[0]) for _ in scales)]
     for factors, patch in zip(factors_of(scales), patches, strict=True):
         have = ceil_divide(size, factors)
-        found.append(smaller(patch, have) if patch else have)
-        size = region(size, found[-1], factors)
-    return found
+        sizes.append(smaller(patch, have) if patch else have)
+        size = region(size, sizes[-1], factors)
+    return sizes
 
 
 def region(size: Triple, patch: Triple, factors: Triple) -> Triple:
@@ -70,7 +63,7 @@ def scales_of(sizes: Sequence[Triple]) -> tuple[Triple, ...]:
         >>> scales_of([(40, 40, 6), (80, 80, 6), (160, 160, 12)])
         ((2, 2, 1), (2, 2, 2))
     """
-    found = []
+    scales = []
     for level, (coarse, fine) in enumerate(zip(sizes, sizes[1:], strict=False)):
         x, y, z = (-(-f // c) for c, f in zip(coarse, fine, strict=True))
         for axis, c, f, factor in zip("XYZ", coarse, fine, (x, y, z), strict=True):
@@ -79,8 +72,8 @@ def scales_of(sizes: Sequence[Triple]) -> tuple[Triple, ...]:
                     f"model.sizes must be a whole factor apart on each axis, rounded up; on axis {axis} level {level} "
                     f"has {c} cells and level {level + 1} has {f}: {factor} times fewer would be {-(-f // factor)}"
                 )
-        found.append((x, y, z))
-    return tuple(found)
+        scales.append((x, y, z))
+    return tuple(scales)
 
 
 def steps_to_cross(sizes: Sequence[Sequence[int]], kernel_sizes: Sequence[int]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import ncakern
 def describe() -> dict[str, str | int | bool]:
     """Plain facts about this process: date, version and commit of the package, processor, threads, versions.
 
-    `commit` is "unknown" for an installed package; `dirty` says that the source differs from it.
+    ``commit`` is "unknown" for an installed package; ``dirty`` says that the source differs from it.
     """
     commit = _git("rev-parse", "--short=10", "HEAD")
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
@@ -42,7 +42,7 @@ def _processor() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """Asks git about the source tree; None for a package that lies in none, or without git."""
+    """Ask git about the source tree; None for a package that lies in none, or without git."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

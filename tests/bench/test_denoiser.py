@@ -9,17 +9,29 @@ from benchmarks.harness import record
 from benchmarks.harness.measure import saved_bytes
 from benchmarks.segmentation import denoiser
 from benchmarks.segmentation.denoiser_eager import Answers, CompiledDenoiser, EagerDenoiser
+from ncaseg.config import MedSegDiffConfig
 from ncaseg.models.medsegdiffnca.model import MedSegDiffNCA
 
 OPTIONS = {"channels": 8, "hidden": 12, "kernel_sizes": (3, 3), "steps": (3, 2), "scales": ((4, 4, 1),)}
 
+FIXED = {
+    "in_channels": 3,
+    "ndim": 2,
+    "pool": "trilinear",
+    "perception": "dense",
+    "num_filters": 2,
+    "norm": "none",
+    "pad": "none",
+}
+
 
 def pair(other, **options):
     torch.manual_seed(0)
-    ours = MedSegDiffNCA(**OPTIONS | {"fire_rate": 1.0, "attention_reduction": 4} | options)
+    cfg = MedSegDiffConfig(**FIXED | OPTIONS | {"fire_rate": 1.0, "attention_reduction": 4} | options)
+    ours = MedSegDiffNCA(cfg)
     for level in ours.levels:
         torch.nn.init.normal_(level.out_weight, std=0.1)
-    theirs = other(**OPTIONS | {"fire_rate": 1.0, "attention_reduction": 4} | options)
+    theirs = other(cfg)
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs
 

@@ -80,7 +80,7 @@ def test_sigmoid_does_not_overflow_and_keeps_small_values():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="rule must be one of mean-logit, mean-probability, median; got 'mode'"):
         ensemble.combine(LOGITS, rule="mode")
-    with pytest.raises(ValueError, match="members must hold at least one run"):
+    with pytest.raises(ValueError, match="members must hold at least one; got none"):
         ensemble.combine([])
 
 

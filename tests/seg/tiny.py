@@ -9,6 +9,7 @@ import torch
 from ncaseg.config import Config, from_dict
 from ncaseg.models import build_model
 from ncaseg.models.m3d import M3D
+from ncaseg.training.tasks import Task, make_task
 
 
 def tiny_config(**data) -> Config:
@@ -34,6 +35,12 @@ def tiny_model(cfg: Config) -> M3D:
         for level in model.levels:
             torch.nn.init.normal_(level.out_weight, std=0.5)
     return model
+
+
+def task_of(cfg: Config) -> Task:
+    """The task of a recipe around networks without memory."""
+    with torch.device("meta"):
+        return make_task(cfg, build_model(cfg.model, cfg.cdal))
 
 
 def write_scan(path: Path, size: tuple[int, int, int] = (7, 9, 6), *, affine: np.ndarray | None = None) -> Path:

@@ -72,8 +72,8 @@ def _resolve(name_or_path: str | Path) -> Path:
 
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
-        found = ", ".join(sorted(metadata)) or "nothing"
-        raise ValueError(f"{path} must be a checkpoint of {FORMAT}; its metadata hold {found}")
+        names = ", ".join(sorted(metadata)) or "nothing"
+        raise ValueError(f"{path} must be a checkpoint of {FORMAT}; its metadata hold {names}")
     version = metadata.get("format_version", "none")
     if version != str(FORMAT_VERSION):
         writer = metadata.get("ncakern_version", "unknown")

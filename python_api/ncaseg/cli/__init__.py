@@ -1,4 +1,4 @@
-"""The command line `ncaseg`."""
+"""The command line ``ncaseg``."""
 
 from ncaseg.cli.verbs import main
 

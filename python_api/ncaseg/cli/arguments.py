@@ -1,4 +1,4 @@
-"""The arguments of each verb of `ncaseg`; nothing but the standard library is imported, so that help is immediate."""
+"""The arguments of each verb of ``ncaseg``; nothing but the standard library is imported, so that help is immediate."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def add_evaluate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case here")
     verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of a run; only its --subset is scored")
     verb.add_argument(
-        "--floors", action="store_true", help="also score what needs no model: all, Otsu, a constant mask"
+        "--baselines", action="store_true", help="also score what needs no model: all, Otsu, a constant mask"
     )
     verb.add_argument(
         "--compare",
         type=_positive,
         metavar="N",
-        help="also score an ensemble of N (1: a single run), and say what --samples gains over it",
+        help="also score an ensemble of N (1: a single member), and say what --samples gains over it",
     )
     verb.add_argument("--subset", choices=("validation", "train"), default="validation", help="default: %(default)s")
     verb.add_argument(
@@ -120,7 +120,7 @@ def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None
     verb.add_argument(
         "--rule",
         choices=("mean-logit", "mean-probability", "median"),
-        help="how the runs become one (default: the model's own; the median needs memory for all of them)",
+        help="how the members become one (default: the model's own; the median needs memory for all of them)",
     )
 
 

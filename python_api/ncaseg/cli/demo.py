@@ -11,9 +11,8 @@ from ncaseg.config import load_recipe
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
-from ncaseg.evaluation.cases import restrict, score_cases
-from ncaseg.evaluation.text import format_table, write_json
-from ncaseg.inference.case import native_image, predict_case
+from ncaseg.evaluation.cases import evaluate, restrict
+from ncaseg.inference.case import answer, native_image
 from ncaseg.inference.files import save_labels
 from ncaseg.report import volumes
 from ncaseg.report.charts import draw_loss_curve
@@ -38,20 +37,20 @@ def run_demo(
     size: tuple[int, int, int] = (24, 28, 24),
     minimum_dice: float = MINIMUM_DICE,
 ) -> DemoResult:
-    """Trains the recipe `demo` on synthetic volumes and shows what comes out, all under `out`.
+    """Train the recipe ``demo`` on synthetic volumes and show what comes out, all under ``out``.
 
-    Writes `data/` (volumes and labels), `run/` (checkpoint, split, log), `scores.json`, `<case>_seg.nii.gz` for the
-    first validation case, `overlay.png`, `variance.png` and `loss.png`, and prints the validation Dice.
+    Writes ``data/`` (volumes and labels), ``run/`` (checkpoint, split, log), ``scores.json``, ``<case>_seg.nii.gz`` for
+    the first validation case, ``overlay.png``, ``variance.png`` and ``loss.png``, and prints the validation Dice.
 
     Args:
         out: folder; repeating the call with the same folder goes on where the training stopped.
-        overrides: changes to the recipe, `section.key=value`.
+        overrides: changes to the recipe, ``section.key=value``.
         count: number of synthetic cases.
         size: their cells per axis.
         minimum_dice: the mean hard Dice below which something must be wrong.
 
     Raises:
-        RuntimeError: the validation Dice is below `minimum_dice`.
+        RuntimeError: the validation Dice is below ``minimum_dice``.
     """
     out = Path(out)
     data, run = out / "data", out / "run"
@@ -62,12 +61,12 @@ def run_demo(
     model, cfg, _ = load_model(name)
     cases = restrict(find_cases(data), run / "split.json", "validation")
     samples, seed = cfg.predict.samples, cfg.predict.seed
-    scores = score_cases(model, cfg, cases, name=name.name, samples=samples, seed=seed)
-    write_json(scores, out / "scores.json")
-    print(format_table(scores))
+    file = out / "scores.json"
+    scores = evaluate(model, cfg, cases, name=name.name, samples=samples, seed=seed, show=True, json_file=file)
 
     volume = load_case(cases[0], cfg.data)
-    _, labels, variance = predict_case(model, volume, cfg, samples, seed, with_variance=True)
+    answered = answer(model, volume, cfg, samples, seed, with_spread=True)
+    labels, variance = answered.labels, answered.variance
     assert volume.label is not None and variance is not None  # phantoms have labels, and the variance was asked for
     save_labels(out / f"{cases[0].id}_seg.nii.gz", labels, volume)
     image, spacing = native_image(volume), volume.spacing_mm

@@ -17,7 +17,7 @@ SPEED_SIZE, SPEED_STEPS = 24, 10  # small enough that the reference answers with
 
 
 def print_report() -> None:
-    """Prints the report of `collect`, one line per fact, and the measured speed."""
+    """Print the report of ``collect``, one line per fact, and the measured speed."""
     for name, fact in collect():
         print(f"{name:<12} {fact}", flush=True)
     print(f"{'speed':<12} {speed_line()}")
@@ -57,7 +57,7 @@ def speed_line() -> str:
 
 
 def measure_speed(backend: str, *, size: int = SPEED_SIZE, steps: int = SPEED_STEPS) -> float:
-    """Million cell-steps per second of a forward rollout on `size`**3 cells: the best of three, after a warm-up."""
+    """Million cell-steps per second of a forward rollout on ``size``**3 cells: the best of three, after a warm-up."""
     device = "cuda" if backend == "triton" else "cpu"
     nca = ncakern.NCA(3, channels=16, hidden=64, frozen_channels=1).to(device)
     state = torch.rand(1, size, size, size, 16, device=device)

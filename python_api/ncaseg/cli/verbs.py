@@ -1,6 +1,6 @@
-"""The command line `ncaseg`: its verbs and exit codes only; each verb loads what it needs when it runs.
+"""The command line ``ncaseg``: its verbs and exit codes only; each verb loads what it needs when it runs.
 
-Exit codes: 0 done, 2 usage (arguments, recipe, model name), 3 data (or `qc` flags a case), 4 environment (a package,
+Exit codes: 0 done, 2 usage (arguments, recipe, model name), 3 data (or ``qc`` flags a case), 4 environment (a package,
 the disk, a build).
 """
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ncaseg.cli import arguments
 
 if TYPE_CHECKING:
+    from ncaseg.data.index import Case
     from ncaseg.papers.paper import PlannedRun
 
 EXIT_USAGE, EXIT_DATA, EXIT_ENVIRONMENT = 2, 3, 4
@@ -32,7 +33,7 @@ class UsageError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit code; argparse itself exits with 2 on unknown arguments."""
+    """Run one command line and return its exit code; argparse itself exits with 2 on unknown arguments."""
     # OpenMP reads this when torch loads it. Threads that wait then sleep instead of spinning: that costs some 8 % on
     # idle cores; on cores that other processes use, small volumes ran 14 times faster (two cores, 16,000 cells).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -133,31 +134,31 @@ def _predict(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     _check_pairs(args)
-    from ncaseg.evaluation.cases import compare_samples, find_labelled_cases, restrict, score_cases
-    from ncaseg.evaluation.text import format_table, write_csv, write_json
+    from ncaseg.evaluation.cases import evaluate, find_labelled_cases, restrict
 
     model, cfg = _load_model(args.model)
     cases = find_labelled_cases(data=args.data, images=args.images, labels=args.labels)
-    known = []
+    known: Sequence[Case] | None = [] if args.baselines else None
     if args.split is not None:
-        known = restrict(cases, args.split, "train") if args.floors and args.subset == "validation" else []
+        if args.baselines and args.subset == "validation":
+            known = restrict(cases, args.split, "train")
         cases = restrict(cases, args.split, args.subset)
-    seed = cfg.predict.seed if args.seed is None else args.seed
-    options = {"name": args.model, "seed": seed, "empty": args.empty, "rule": args.rule}
-    scores = score_cases(model, cfg, cases, samples=args.samples, **options)
-    scores["data"] = (args.data or args.images).resolve().name
-    if args.compare is not None:
-        other = score_cases(model, cfg, cases, samples=args.compare, **options)
-        scores["comparison"] = compare_samples(scores, other)
-    if args.floors:
-        from ncaseg.evaluation.medsegdiff import score_floors
-
-        scores["floors"] = score_floors(cfg, cases, known)
-    print(format_table(scores))
-    if args.json is not None:
-        write_json(scores, args.json)
-    if args.csv is not None:
-        write_csv(scores, args.csv)
+    scores = evaluate(
+        model,
+        cfg,
+        cases,
+        name=args.model,
+        samples=args.samples,
+        seed=cfg.predict.seed if args.seed is None else args.seed,
+        empty=args.empty,
+        rule=args.rule,
+        compare=args.compare,
+        known=known,
+        data=(args.data or args.images).resolve().name,
+        show=True,
+        json_file=args.json,
+        csv_file=args.csv,
+    )
     worst = min(scores["cases"], key=lambda case: math.inf if case["hard_dice"] is None else case["hard_dice"])
     image = next(case.image for case in cases if case.id == worst["id"])
     suffix = ".nii.gz" if image.name.endswith((".nii", ".nii.gz")) else ".png"
@@ -272,7 +273,7 @@ def _doctor(args: argparse.Namespace) -> None:
 
 
 def _list_pairs(images: Path, labels: Path, run: Path) -> Path:
-    """Writes the pairs of two folders as RUN/dataset.json, so that the run names its data; returns RUN."""
+    """Write the pairs of two folders as RUN/dataset.json, so that the run names its data; return RUN."""
     import json
 
     from ncaseg.data.index import find_cases

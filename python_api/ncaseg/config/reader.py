@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ncaseg import levels
-from ncaseg.config.settings import Config, DataConfig, ModelConfig
+from ncaseg.config.settings import KINDS, AutomataConfig, Config, DataConfig, ModelConfig
+from ncaseg.config.settings.checks import require_one_of
 
 
 def recipe_names() -> list[str]:
@@ -70,9 +71,10 @@ def to_toml(cfg: Config) -> str:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Lines ``section.key: old -> new`` of all settings in which two configs differ."""
+    """Lines ``section.key: old -> new`` of all settings in which two configs differ, of those that both have."""
     before, after = _flatten(to_dict(old)), _flatten(to_dict(new))
-    return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]]
+    shared = [key for key in before if key in after]
+    return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in shared if before[key] != after[key]]
 
 
 def _spell_out(tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -89,15 +91,14 @@ def _spell_out(tree: Mapping[str, Any]) -> Mapping[str, Any]:
             raise ValueError(f"model.sizes must end with data.size {data.size} (0: any); got {sizes[-1]}")
         model["scales"] = levels.scales_of(sizes)
     if model.get("steps") == "auto":
-        kernels = model.get("kernel_sizes", ModelConfig.kernel_sizes)
+        kernels = model.get("kernel_sizes", AutomataConfig.kernel_sizes)
         cfg = _build(Config, {**tree, "model": {**model, "steps": [0] * len(kernels)}}, "")
-        model["steps"] = levels.steps_to_cross(_crossed_sizes(cfg), cfg.model.kernel_sizes)
+        model["steps"] = levels.steps_to_cross(_crossed_sizes(cfg.model, cfg.data), cfg.model.kernel_sizes)
     return {**tree, "model": model}
 
 
-def _crossed_sizes(cfg: Config) -> list[tuple[int, ...]]:
+def _crossed_sizes(model: AutomataConfig, data: DataConfig) -> list[tuple[int, ...]]:
     """Cells of what each level works on in training, along the axes that its automaton sees."""
-    model, data = cfg.model, cfg.data
     size = levels.or_native(data.crop, levels.or_native(data.size, (0, 0, 0)))
     if not all(size[: model.ndim]):
         axes = "XYZ"[: model.ndim]
@@ -151,6 +152,8 @@ def _known(key: str, kind: type, prefix: str) -> None:
 def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
     if not isinstance(tree, Mapping):
         raise TypeError(f"{prefix.rstrip('.')} must be a section (a table); got {tree!r}")
+    if kind is ModelConfig:
+        kind, tree = _of_its_kind(tree)
     for key in tree:
         _known(key, kind, prefix)
     hints = get_type_hints(kind)
@@ -159,6 +162,30 @@ def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
         if field.name not in tree and not has_default:
             raise ValueError(f"key {prefix}{field.name} is missing")
     return kind(**{key: _convert(value, hints[key], f"{prefix}{key}") for key, value in tree.items()})
+
+
+def _of_its_kind(tree: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
+    """The class of a model's section and what it reads of it.
+
+    Files that name the entries of all kinds, as they once did, may hold those of the others at their defaults.
+    """
+    name = _convert(tree.get("kind", "m3d"), str, "model.kind")
+    require_one_of("model.kind", name, tuple(KINDS))
+    kind, own = KINDS[name], {}
+    others = {field.name: field.default for other in KINDS.values() for field in dataclasses.fields(other)}
+    read = {field.name for field in dataclasses.fields(kind)}
+    for key, value in tree.items():
+        if key in read or key not in others:
+            own[key] = value
+        elif _as_tuples(value) != others[key]:
+            raise ValueError(
+                f"model.{key} must be left out with model.kind {name!r}, which does not read it; got {value!r}"
+            )
+    return kind, own
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:

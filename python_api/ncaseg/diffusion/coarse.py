@@ -1,7 +1,7 @@
-"""A diffusion of two or four levels: its schedule, Markov pairs for training, the posterior, and sampling.
+"""A diffusion of two or four steps: its schedule, Markov pairs for training, the posterior, and sampling.
 
-There are levels k = 0..T: 0 is exactly clean, T is noise. A network is told ``tau`` in 0..T-1, which means the step
-from level ``tau + 1`` down to level ``tau``. Every sample of a batch has a ``tau`` of its own.
+There are times k = 0..T: 0 is exactly clean, T is noise. A network is told ``tau`` in 0..T-1, which means the step
+from time ``tau + 1`` down to time ``tau``. Every sample of a batch has a ``tau`` of its own.
 
 Reference:
     Xiao, Kreis, Vahdat, Tackling the generative learning trilemma with denoising diffusion GANs, ICLR 2022.
@@ -18,7 +18,7 @@ BETA_MIN, BETA_MAX = 0.1, 20.0
 
 @dataclass(frozen=True)
 class CoarseSchedule:
-    """``beta`` float64 ``[T]``; ``beta[tau]`` is the variance that the step from level tau to level tau + 1 adds."""
+    """``beta`` float64 ``[T]``; ``beta[tau]`` is the variance that the step from time tau to time tau + 1 adds."""
 
     beta: Tensor
 
@@ -29,12 +29,12 @@ class CoarseSchedule:
 
     @property
     def signal(self) -> Tensor:
-        """The scale A_k of x_0 at levels 0..T, float64 ``[T + 1]``: ``x_k = A_k x_0 + sqrt(1 - A_k^2) noise``."""
+        """The scale A_k of x_0 at times 0..T, float64 ``[T + 1]``: ``x_k = A_k x_0 + sqrt(1 - A_k^2) noise``."""
         return torch.cat([torch.ones(1, dtype=torch.float64), (1 - self.beta).sqrt().cumprod(0)])
 
     @property
     def noise(self) -> Tensor:
-        """The scale sqrt(1 - A_k^2) of the noise at levels 0..T, float64 ``[T + 1]``."""
+        """The scale sqrt(1 - A_k^2) of the noise at times 0..T, float64 ``[T + 1]``."""
         return (1 - self.signal.square()).sqrt()
 
     def posterior(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,13 +71,13 @@ def make_coarse_schedule(num_steps: int, *, offset: float = 1e-3) -> CoarseSched
 def noisy_pair(
     schedule: CoarseSchedule, x0: Tensor, tau: Tensor, noises: tuple[Tensor, Tensor], *, pair: str = "markov"
 ) -> tuple[Tensor, Tensor]:
-    """``x_tau, x_{tau+1}``: the label at level tau, and one forward step further.
+    """``x_tau, x_{tau+1}``: the label at time tau, and one forward step further.
 
     Args:
-        schedule: T levels.
+        schedule: T steps.
         x0: ``[B, ...]``.
         tau: ``[B]`` int64 in 0..T-1.
-        noises: two independent standard normal ``[B, ...]``: one leads to level tau, the other one step further.
+        noises: two independent standard normal ``[B, ...]``: one leads to time tau, the other one step further.
         pair: "shared_noise" makes both from x0 with the first noise instead, which is no Markov pair.
     """
     signal, noise = schedule.signal, schedule.noise
@@ -89,7 +89,7 @@ def noisy_pair(
 
 
 def renoise(schedule: CoarseSchedule, x0: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
-    """x0 ``[B, ...]`` noised afresh to level tau."""
+    """x0 ``[B, ...]`` noised afresh to time tau."""
     return _at(schedule.signal, tau, x0) * x0 + _at(schedule.noise, tau, x0) * noise
 
 
@@ -112,13 +112,13 @@ def sample(
     *,
     posterior_noise: bool = True,
 ) -> Tensor:
-    """From pure noise to a label, one network pass per level.
+    """From pure noise to a label, one network pass per step.
 
     Args:
         predict: the estimate of x_0 from (x_{tau+1}, tau).
-        draw_noise: standard normal ``[B, ...]`` for a level: T asks for the start, smaller ones for what is added on
+        draw_noise: standard normal ``[B, ...]`` for a time: T asks for the start, smaller ones for what is added on
             arriving there.
-        schedule: T levels.
+        schedule: T steps.
         posterior_noise: False takes the posterior's mean.
 
     Returns:

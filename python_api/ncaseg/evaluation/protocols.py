@@ -14,7 +14,7 @@ from ncaseg.evaluation import metrics
 AUTHOR, CDAL, M3D = "E-AUTHOR", "E-CDAL", "E-M3D"
 AUTHOR_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 LEAST_JACCARD = 0.65  # below it a case counts as failed in the challenge ISIC 2018, task 1
-LEVELS = 256
+GREYS = 256
 
 Scores = dict[str, float]
 
@@ -29,10 +29,10 @@ def e_clean(probability: np.ndarray, truth: np.ndarray, threshold: float = 0.5) 
     Returns:
         ``dice``, ``iou``, and ``isic``: the IoU, or 0 below 0.65.
     """
-    found = probability > threshold
-    overlap = metrics.iou(found, truth)
+    mask = probability > threshold
+    overlap = metrics.iou(mask, truth)
     return {
-        "dice": metrics.hard_dice(found, truth),
+        "dice": metrics.hard_dice(mask, truth),
         "iou": overlap,
         "isic": overlap if overlap >= LEAST_JACCARD else 0.0,
     }
@@ -54,7 +54,7 @@ def e_author(mean: np.ndarray, truth: np.ndarray) -> Scores:
     """
     shown = _through_jpeg(np.clip(mean.astype(np.float64) ** 2, 0.0, 1.0))
     shown = shown / max(float(shown.max()), 1e-12)
-    pairs = [(shown > level, truth > level) for level in AUTHOR_THRESHOLDS]
+    pairs = [(shown > threshold, truth > threshold) for threshold in AUTHOR_THRESHOLDS]
     return {
         "dice": float(np.mean([metrics.hard_dice(*pair) for pair in pairs])),
         "iou": float(np.mean([metrics.iou(*pair) for pair in pairs])),
@@ -73,8 +73,8 @@ def e_cdal(probability: np.ndarray, truth: np.ndarray) -> Scores:
     Returns:
         ``dice`` and ``iou``.
     """
-    found = probability > 0.5
-    return {"dice": metrics.hard_dice(found, truth), "iou": metrics.iou(found, truth)}
+    mask = probability > 0.5
+    return {"dice": metrics.hard_dice(mask, truth), "iou": metrics.iou(mask, truth)}
 
 
 def e_m3d(probability: np.ndarray, truth: np.ndarray) -> Scores:
@@ -111,7 +111,7 @@ def otsu(channel: np.ndarray) -> np.ndarray:
     Reference:
         Otsu, A Threshold Selection Method from Gray-Level Histograms, 1979, equation 18.
     """
-    counts, edges = np.histogram(channel, bins=LEVELS, range=(0.0, 1.0))
+    counts, edges = np.histogram(channel, bins=GREYS, range=(0.0, 1.0))
     centres = (edges[:-1] + edges[1:]) / 2
     share = np.cumsum(counts) / counts.sum()
     moment = np.cumsum(counts * centres) / counts.sum()
@@ -121,7 +121,7 @@ def otsu(channel: np.ndarray) -> np.ndarray:
     return channel < edges[1 + int(separation.argmax())]
 
 
-def constant_mask(masks: Iterable[np.ndarray], levels: int = 20) -> np.ndarray:
+def constant_mask(masks: Iterable[np.ndarray], count: int = 20) -> np.ndarray:
     """The one mask that has the highest mean Dice over some masks, among the level sets of their mean.
 
     Args:
@@ -134,7 +134,7 @@ def constant_mask(masks: Iterable[np.ndarray], levels: int = 20) -> np.ndarray:
     if not known:
         raise ValueError("masks must hold at least one; got none")
     mean = np.mean(known, axis=0)
-    candidates = [mean > level for level in np.arange(levels) / levels]
+    candidates = [mean > threshold for threshold in np.arange(count) / count]
     return max(candidates, key=lambda mask: float(np.mean([metrics.hard_dice(mask, known_one) for known_one in known])))
 
 

@@ -28,14 +28,15 @@ def assemble(
 
     Args:
         model, cfg: what was scored.
-        rows: one per case, with `id`, `seconds`, and a number or None for each of `METRICS`.
+        rows: one per case, with ``id``, ``seconds``, and a number or None for each of ``METRICS``.
         conditions: what the numbers hold under, beyond what all evaluations share.
         name: how the result names the model.
         samples, seed: the ensemble.
 
     Returns:
-        `model`, `recipe`, `samples`, `seed`, `num_cases`, `mean`, `std`, `conditions`, `parameters`,
-        `seconds_per_case` (from the loaded case to its labels; reading and scoring do not count), `made`, `cases`.
+        ``model``, ``recipe``, ``samples``, ``seed``, ``num_cases``, ``mean``, ``std``, ``conditions``, ``parameters``,
+        ``seconds_per_case`` (from the loaded case to its labels; reading and scoring do not count), ``made``,
+        ``cases``.
     """
     return {
         "model": name,
@@ -61,14 +62,14 @@ def assemble(
 def summarise(
     rows: Sequence[Mapping[str, Any]], names: Iterable[str], reduce: Callable[[list[float]], float | None]
 ) -> dict[str, float | None]:
-    """What `reduce` makes of each metric, given its values in the rows that have it."""
+    """What ``reduce`` makes of each metric, given its values in the rows that have it."""
     return {name: reduce([row[name] for row in rows if row[name] is not None]) for name in names}
 
 
 def summarise_groups(
     rows: Sequence[Mapping[str, Mapping[str, Any]]], reduce: Callable[[list[float]], float | None]
 ) -> dict[str, dict[str, float | None]]:
-    """`summarise` for rows of several groups of metrics, such as classes or protocols: group to metric to number."""
+    """``summarise`` for rows of several groups of metrics, such as classes or protocols: group to metric to number."""
     return {name: summarise([row[name] for row in rows], metrics, reduce) for name, metrics in rows[0].items()}
 
 

@@ -1,21 +1,61 @@
-"""Scores of one case: the merged foreground, and every class or label value."""
+"""Scores of one case, and what they hold under: merged foreground, classes, and what papers take on their grid."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ncaseg.config import Config
-from ncaseg.data.dataset import Volume
-from ncaseg.evaluation import metrics
+from ncaseg.data.dataset import Volume, pad_end
+from ncaseg.data.resample import resize_image
+from ncaseg.ensemble import FORMULAS
+from ncaseg.evaluation import metrics, protocols
+from ncaseg.evaluation.result import mean, sample_deviation, summarise_groups
+from ncaseg.inference.case import Answer
+
+ON_GRID = "foreground alone on the network's grid, label by nearest neighbour; both empty: one"
+
+
+class Scoring:
+    """How the answers of a model are scored; this is the way of all kinds of model that have none of their own."""
+
+    with_spread = False  # whether answers need it
+
+    def check(self, empty: str, rule: str) -> None:
+        """Raise a ValueError for what the scores do not know."""
+
+    def score(self, answered: Answer, volume: Volume, cfg: Config, empty: str) -> dict[str, Any]:
+        """One case: the entries of :func:`score_volume`, and ``protocols`` where there are any."""
+        scores = score_volume(answered.probabilities, answered.labels, volume, cfg, empty)
+        named = _score_protocols(answered, volume, cfg)
+        return {**scores, **({"protocols": named} if named else {})}
+
+    def conditions(self, cfg: Config, rule: str, empty: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """What the numbers hold under."""
+        conditions = {
+            "threshold": _describe_threshold(cfg, rule),
+            "grid": "native voxels of the label; no resampling",
+            "empty": f"prediction and label both empty: {empty}",
+            "soft_dice": "2 sum(p t) / (sum(p) + sum(t)), p the largest over channels; no smoothing",
+        }
+        return conditions | dict.fromkeys(rows[0].get("protocols", {}), ON_GRID)
+
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Means and deviations of a sample over the cases, per class and per protocol."""
+        result: dict[str, Any] = {}
+        for key in (key for key in ("classes", "protocols") if key in rows[0]):
+            groups = [row[key] for row in rows]
+            result |= {key: summarise_groups(groups, mean), f"{key}_std": summarise_groups(groups, sample_deviation)}
+        return result
 
 
 def score_volume(
     probabilities: np.ndarray, labels: np.ndarray, volume: Volume, cfg: Config, empty: str
 ) -> dict[str, Any]:
-    """Scores of one case: the merged ones and, under `classes`, those of each label value; None for "skip".
+    """Scores of one case: the merged ones and, under ``classes``, those of each label value; None for "skip".
 
     Raises:
         ValueError: the volume has no label.
@@ -55,3 +95,36 @@ def _recall(mask: np.ndarray, truth: np.ndarray) -> float | None:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
+
+
+def grid_truth(volume: Volume) -> np.ndarray:
+    """The share of foreground ``[*S]`` in every cell of the network's grid, float32."""
+    truth = (volume.require_label() > 0).astype(np.float32)
+    if volume.is_resized:
+        return resize_image(truth[None], volume.image.shape[1:], "area")[0]
+    missing = [(0, grid - n) for grid, n in zip(volume.image.shape[1:], truth.shape, strict=True)]
+    return np.pad(truth, missing)
+
+
+def grid_mask(volume: Volume) -> np.ndarray:
+    """The foreground ``[*S]`` on the network's grid by nearest neighbour, bool; the padding is none."""
+    masks = volume.to_content((volume.require_label() > 0)[None].astype(np.float32))
+    return pad_end(masks, volume.image.shape[1:])[0] > 0
+
+
+def _score_protocols(answered: Answer, volume: Volume, cfg: Config) -> dict[str, protocols.Scores]:
+    """E-M3D of an M3D-NCA or its baseline off the native grid; E-CDAL of a picture with one label by a cDAL."""
+    if answered.grid is None:
+        return {}
+    if cfg.model.kind in ("m3d", "unet"):
+        return {protocols.M3D: protocols.e_m3d(answered.grid.max(axis=0), grid_mask(volume))}
+    if cfg.model.kind == "cdal" and len(answered.grid) == 1 and answered.grid.shape[3] == 1:
+        return {protocols.CDAL: protocols.e_cdal(answered.grid[0], grid_mask(volume))}
+    return {}
+
+
+def _describe_threshold(cfg: Config, rule: str) -> str:
+    if cfg.model.has_background:
+        return "the channel, background or class, with the highest mean of the samples"
+    formula = "mean of the samples, 0 to 1," if cfg.model.is_diffusion else FORMULAS[rule]
+    return f"p = {formula} > {cfg.predict.threshold}"

@@ -25,7 +25,7 @@ def format_table(scores: Mapping[str, Any]) -> str:
     if "protocols" in scores:
         lines.append(format_protocols(scores["protocols"]))
     if "floors" in scores:
-        lines.append(format_protocols({f"floor {name}": entry for name, entry in scores["floors"].items()}))
+        lines.append(format_protocols({f"baseline {name}": entry for name, entry in scores["floors"].items()}))
     if "comparison" in scores:
         lines.append(_describe_gain(scores))
     count, members = scores["num_cases"], scores["samples"]
@@ -34,12 +34,12 @@ def format_table(scores: Mapping[str, Any]) -> str:
 
 
 def write_json(scores: Mapping[str, Any], path: str | Path) -> None:
-    """Writes the result of `score_cases`."""
+    """Write the result of ``score_cases``."""
     write_text(path, json.dumps(scores, indent=1, allow_nan=False) + "\n")
 
 
 def write_csv(scores: Mapping[str, Any], path: str | Path) -> None:
-    """Writes one row per case; per-class columns are called `label_<value>_<metric>`."""
+    """Write one row per case; per-class columns are called ``label_<value>_<metric>``."""
     rows = []
     for case in scores["cases"]:
         nested = {f"label_{v}_{name}": number for v, entry in case["classes"].items() for name, number in entry.items()}
@@ -68,7 +68,7 @@ def _show_spread(value: float | None) -> str:
 
 
 def format_protocols(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """One line per protocol or floor."""
+    """One line per protocol or baseline."""
     width = max(map(len, scores))
     shown = {name: ", ".join(f"{key} {value:.4f}" for key, value in row.items()) for name, row in scores.items()}
     return "\n".join(f"{name:<{width}}  {text}" for name, text in shown.items())

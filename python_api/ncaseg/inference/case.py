@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import numpy as np
 
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume
-from ncaseg.ensemble import DEFAULT_RULE, Combined, combine
+from ncaseg.ensemble import DEFAULT_RULE, check_rule, combine, nqm
 from ncaseg.lean.model import EdgeModel, run_member
 from ncaseg.lean.tiled import Plan, check_scratch, run_in_tiles
 
@@ -23,51 +25,33 @@ if TYPE_CHECKING:
 MEMBER_BUDGET_BYTES = 512 * 2**20  # of states and hidden values that run at once; more members take turns
 
 
-def predict_case(
-    model: Segmenter | EdgeModel,
-    volume: Volume,
-    cfg: Config,
-    samples: int,
-    seed: int,
-    *,
-    with_variance: bool = False,
-    rule: str = DEFAULT_RULE,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Segments one volume by an ensemble of `samples` stochastic rollouts (M3D-NCA's pseudo-ensemble).
+@dataclass(frozen=True)
+class Answer:
+    """What an ensemble says about one volume, on the native grid.
 
-    The members are combined by `rule`, and a channel claims the cells whose probability is above
-    `cfg.predict.threshold` (0.5). Member i draws its fire bits from (seed, sample i), so it is the same alone and among
-    others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a time.
-    A model that samples masks gives the mean of its clipped samples instead, between 0 and 1, and knows no median; one
-    with a channel for the background gives every cell to the channel with the highest mean.
+    ``probabilities`` are ``[C_out, *S]`` float32. ``labels`` are ``[*S]`` uint8: with one output channel 1 is
+    foreground, with several the label value of the most probable channel among those above the threshold, else 0; with
+    a channel for the background that of the highest mean. ``seconds`` passed from the volume to the labels.
 
-    Args:
-        model: from `build_model`, `load_model` or `load_edge_model` (the same computation as the former two on
-            a CPU), made for `cfg.model`.
-        volume: from `load_case` with `cfg.data`.
-        cfg: the model's recipe.
-        samples: members of the ensemble, at least 1.
-        seed: names the random stream.
-        with_variance: also return the variance over the members.
-        rule: how members become one, see `ncaseg.ensemble.combine`.
+    Where the spread was asked for, ``variance`` ``[*S]`` float32 is the population variance of the members'
+    probabilities,
+    the mean over all channels, and ``nqm`` their quality score: on the network's grid where masks are sampled.
 
-    Returns:
-        probabilities: `[C_out, *S]` float32 on the native grid.
-        labels: `[*S]` uint8. One output channel: 1 is foreground. Several: the label value of the most probable
-            channel among those above the threshold, else 0. With a background channel: that of the highest mean.
-        variance: `[*S]` float32 population variance of the members' probabilities, the mean over all channels;
-            None unless asked for.
-
-    Raises:
-        ValueError: `samples` is below 1, the volume does not fit the model, or the model does not have the rule.
+    Where the grid was asked for, ``grid`` ``[C_out, *S]`` holds the probabilities on the network's grid, None if that
+    is the native one and nothing is sampled; ``uncut`` is the mean of samples that may leave [0, 1], of a
+    MedSegDiffNCA.
     """
-    combined = run_ensemble(model, volume, cfg, samples, seed, rule=rule, with_spread=with_variance)
-    variance = None if combined.variance is None else combined.variance.mean(0)
-    foreground = combined.probabilities[int(cfg.model.has_background) :]
-    return foreground, labels_of(combined.probabilities, cfg), variance
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    seconds: float
+    variance: np.ndarray | None = None
+    nqm: float | None = None
+    grid: np.ndarray | None = None
+    uncut: np.ndarray | None = None
 
 
-def run_ensemble(
+def answer(
     model: Segmenter | EdgeModel,
     volume: Volume,
     cfg: Config,
@@ -76,21 +60,38 @@ def run_ensemble(
     *,
     rule: str = DEFAULT_RULE,
     with_spread: bool = False,
-) -> Combined:
-    """The combined members of `predict_case` per channel, on the native grid; arguments and errors as there.
+    with_grid: bool = False,
+) -> Answer:
+    """Segment one volume by an ensemble of ``samples`` stochastic rollouts (M3D-NCA's pseudo-ensemble).
 
-    A background channel comes first.
+    The members are combined by ``rule``, and a channel claims the cells whose probability is above
+    ``cfg.predict.threshold`` (0.5). Member i draws its fire bits from (seed, sample i), so it is the same alone and
+    among
+    others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a time.
+    A model that samples masks gives the mean of its clipped samples instead, between 0 and 1, and knows no median.
+
+    Args:
+        model: from ``build_model``, ``load_model`` or ``load_edge_model`` (the same computation as the former two on
+            a CPU), made for ``cfg.model``.
+        volume: from ``load_case`` with ``cfg.data``.
+        cfg: the model's recipe.
+        samples: members of the ensemble, at least 1.
+        seed: names the random stream.
+        rule: how members become one, see ``ncaseg.ensemble.combine``.
+        with_spread, with_grid: also give ``variance`` and ``nqm``; ``grid`` and ``uncut``.
+
+    Raises:
+        ValueError: ``samples`` is below 1, the volume does not fit the model, or the model does not have the rule.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
-    members: Iterator[np.ndarray]
-    if isinstance(model, EdgeModel):
-        members = (volume.to_native(run_member(model, volume.image, seed=seed, member=i)) for i in range(samples))
-    elif cfg.model.is_diffusion:
-        return _combine_samples(model, volume, cfg, samples, seed, rule, with_spread)
+    began = time.perf_counter()
+    if cfg.model.is_diffusion and not isinstance(model, EdgeModel):
+        check_rule(rule, of_samples=True)
+        answered = _answer_of_samples(model, volume, cfg, samples, seed, with_spread, with_grid)
     else:
-        members = map(volume.to_native, member_logits(model, volume, cfg, samples, seed))
-    return combine(members, rule=rule, with_spread=with_spread)
+        answered = _answer_of_logits(model, volume, cfg, samples, seed, rule, with_spread, with_grid)
+    return dataclasses.replace(answered, seconds=time.perf_counter() - began)
 
 
 def predict_large(
@@ -105,12 +106,13 @@ def predict_large(
     rule: str = DEFAULT_RULE,
     scratch: Path | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The labels and the variance of `predict_case` within the memory of a plan (from `plan_prediction`).
+    """The labels and the variance of ``answer`` within the memory of a plan (from ``plan_prediction``).
 
     Without a norm they have the same bits, whatever the plan; with one they agree up to rounding.
     """
     if plan.tiles is None:
-        return predict_case(model, volume, cfg, samples, seed, with_variance=with_variance, rule=rule)[1:]
+        answered = answer(model, volume, cfg, samples, seed, with_spread=with_variance, rule=rule)
+        return answered.labels, answered.variance
     labels = np.empty(volume.native_size, np.uint8)
     variance = np.empty(volume.native_size, np.float32) if with_variance else None
     check_scratch(plan, scratch)
@@ -123,7 +125,7 @@ def predict_large(
 
 
 def labels_of(probabilities: np.ndarray, cfg: Config) -> np.ndarray:
-    """Label map `[*S]` uint8 of probabilities `[C, *S]`, a background channel first: see `predict_case`."""
+    """Label map ``[*S]`` uint8 of probabilities ``[C, *S]``, a background channel first: see ``Answer``."""
     values = np.array([0, *class_values(cfg)], np.uint8)
     if cfg.model.has_background:
         return values[probabilities.argmax(0)]
@@ -140,36 +142,61 @@ def class_values(cfg: Config) -> tuple[int, ...]:
 
 
 def native_image(volume: Volume) -> np.ndarray:
-    """The first image channel `[*S]` on the native grid, for pictures."""
+    """The first image channel ``[*S]`` on the native grid, for pictures."""
     return volume.to_native(volume.image[0])
 
 
-def _combine_samples(
-    model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int, rule: str, with_spread: bool
-) -> Combined:
+def _answer_of_logits(
+    model: Segmenter | EdgeModel,
+    volume: Volume,
+    cfg: Config,
+    samples: int,
+    seed: int,
+    rule: str,
+    with_spread: bool,
+    with_grid: bool,
+) -> Answer:
+    logits: Iterable[np.ndarray]
+    if isinstance(model, EdgeModel):
+        logits = (run_member(model, volume.image, seed=seed, member=i) for i in range(samples))
+    else:
+        logits = member_logits(model, volume, cfg, samples, seed)
+    grid = None
+    if with_grid and volume.image.shape[1:] != volume.native_size:
+        logits = list(logits)
+        grid = combine(logits, rule=rule).probabilities
+    combined = combine(map(volume.to_native, logits), rule=rule, with_spread=with_spread)
+    variance, score = None, None
+    if combined.mean is not None and combined.variance is not None:
+        variance, score = combined.variance.mean(0), nqm(combined.mean, combined.variance)
+    return Answer(combined.probabilities, labels_of(combined.probabilities, cfg), 0.0, variance, score, grid)
+
+
+def _answer_of_samples(
+    model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int, with_spread: bool, with_grid: bool
+) -> Answer:
     """The mean of the clipped samples of a model that samples masks, and their spread."""
     from ncaseg.sampling import cdal, medsegdiff
 
-    medsegdiff.check_rule(rule)
-    if cfg.model.kind == "cdal":
-        sampled = cdal.sample_volume(model, volume, cfg, samples, seed)
-    else:
-        sampled = medsegdiff.decode(medsegdiff.sample_volume(model, volume, cfg, samples, seed), cfg.diffusion)
-    members = volume.to_native(sampled.numpy())
-    mean = members.mean(0)
-    return Combined(mean, mean, members.var(0)) if with_spread else Combined(mean)
+    sample = {"medsegdiff": medsegdiff.sample_case, "cdal": cdal.sample_case}[cfg.model.kind]
+    sampled = sample(model, volume, cfg, samples, seed)
+    members = volume.to_native(sampled.members)
+    mean, first = members.mean(0), int(cfg.model.has_background)
+    answered = Answer(mean[first:], labels_of(mean, cfg), 0.0)
+    if with_spread:
+        score = nqm(sampled.mean[first:], sampled.variance[first:])
+        answered = dataclasses.replace(answered, variance=members.var(0).mean(0), nqm=score)
+    return dataclasses.replace(answered, grid=sampled.mean[first:], uncut=sampled.uncut) if with_grid else answered
 
 
 def member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields the logits `[C_out, *S]` of each member on the network's grid; as many run at once as memory allows."""
+    """Yield the logits ``[C_out, *S]`` of each member on the network's grid; as many run at once as memory allows."""
     import torch
 
     model = _with_own_statistics(model)
     device = next(model.parameters()).device
     image = torch.from_numpy(volume.image).to(device)  # [C_in, *S]
-    # A few states per member; the hidden values are stored by the reference only.
-    cell_bytes = 4 * (4 * cfg.model.channels + 2 * cfg.model.hidden)
-    at_once = max(1, MEMBER_BUDGET_BYTES // (cell_bytes * image[0].numel()))
+    at_once = max(1, MEMBER_BUDGET_BYTES // (model.cell_bytes * image[0].numel()))
     for first in range(0, samples, at_once):
         members = image.expand(min(at_once, samples - first), *image.shape)
         with torch.no_grad():

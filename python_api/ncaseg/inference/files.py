@@ -15,7 +15,7 @@ from ncaseg.data.index import SUFFIXES, Case, case_id, find_cases
 from ncaseg.data.pictures import SUFFIXES as PICTURES
 from ncaseg.data.pictures import is_picture, save_mask
 from ncaseg.files import replacing
-from ncaseg.inference.case import native_image, predict_case, predict_large
+from ncaseg.inference.case import answer, native_image, predict_large
 from ncaseg.lean.model import EdgeModel, from_torch
 from ncaseg.lean.tiled import check_loading, plan_prediction
 
@@ -37,21 +37,21 @@ def predict_path(
     memory: int | None = None,
     scratch: Path | None = None,
 ) -> list[Path]:
-    """Segments one NIfTI file or picture, or every one of a folder, into files of the same geometry.
+    """Segment one NIfTI file or picture, or every one of a folder, into files of the same geometry.
 
     A picture gives a PNG of 0 and 255 (of label values, where there are several). Of NIfTI, affine, qform and sform
     with their codes, voxel sizes and units are the input's; the voxels are uint8 labels.
 
     Args:
-        model: a checkpoint file, the name of a zoo entry, or what `load_model` returned as (model, cfg).
-        source: a `.nii` or `.nii.gz` file, a picture, or a folder of either.
+        model: a checkpoint file, the name of a zoo entry, or what ``load_model`` returned as (model, cfg).
+        source: a ``.nii`` or ``.nii.gz`` file, a picture, or a folder of either.
         out: for a file: the file to write, or a folder for it. For a folder: a folder; names are kept, and a case that
             already has its output is skipped, so that an interrupted run can be repeated.
         samples: members of the ensemble; None takes the recipe's.
         seed: names the random stream; None takes the recipe's.
-        rule: how members become one, see `ncaseg.ensemble.combine`; None takes the recipe's.
-        png: also write `<id>_overlay.png` and `<id>_variance.png` beside each segmentation, and for MedSegDiffNCA and a
-            picture `<id>_sampling.png`.
+        rule: how members become one, see ``ncaseg.ensemble.combine``; None takes the recipe's.
+        png: also write ``<id>_overlay.png`` and ``<id>_variance.png`` beside each segmentation, and for MedSegDiffNCA
+            and a picture ``<id>_sampling.png``.
         overwrite: redo the cases of a folder that already have an output.
         memory: the most bytes that this process may occupy; what was chosen is printed for every case. Needs a model
             on the CPU. None sets no limit.
@@ -62,9 +62,9 @@ def predict_path(
 
     Raises:
         FileNotFoundError: no such model, file or folder.
-        ValueError: an output would replace its input, a volume cannot be read or does not fit, or `memory` does not
+        ValueError: an output would replace its input, a volume cannot be read or does not fit, or ``memory`` does not
             hold one tile, or the image while it is read.
-        OSError: `scratch` has no room.
+        OSError: ``scratch`` has no room.
     """
     source, out = Path(source), Path(out)
     loaded, cfg = _load(model) if isinstance(model, str | Path) else model
@@ -92,7 +92,8 @@ def predict_path(
             print(f"{case.id}: {plan}", flush=True)
             labels, variance = predict_large(loaded, volume, cfg, samples, seed, plan, scratch=scratch, **options)
         else:
-            _, labels, variance = predict_case(loaded, volume, cfg, samples, seed, with_variance=png, rule=rule)
+            answered = answer(loaded, volume, cfg, samples, seed, rule=rule, with_spread=png)
+            labels, variance = answered.labels, answered.variance
         if is_picture(case.image):
             save_mask(target, labels)
         else:
@@ -121,12 +122,12 @@ def list_inputs(source: Path) -> list[Case]:
 
 
 def save_labels(path: str | Path, labels: np.ndarray, volume: Volume) -> None:
-    """Writes labels `[*S]` as uint8 NIfTI with the affine and header of `volume`; see `save_map`."""
+    """Write labels ``[*S]`` as uint8 NIfTI with the affine and header of ``volume``; see ``save_map``."""
     save_map(path, labels.astype(np.uint8, copy=False), volume)
 
 
 def save_map(path: str | Path, voxels: np.ndarray, volume: Volume) -> None:
-    """Writes `[*S]` on the native grid as NIfTI of its own dtype with the affine and header of `volume`.
+    """Write ``[*S]`` on the native grid as NIfTI of its own dtype with the affine and header of ``volume``.
 
     The display range, which describes the intensities of the scan, is reset.
     """
@@ -139,7 +140,7 @@ def save_map(path: str | Path, voxels: np.ndarray, volume: Volume) -> None:
 
 
 def draw_case(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Volume) -> None:
-    """Draws `<id>_overlay.png` and `<id>_variance.png` beside the segmentation `target`."""
+    """Draw ``<id>_overlay.png`` and ``<id>_variance.png`` beside the segmentation ``target``."""
     from ncaseg.report import volumes
 
     image, spacing_mm = native_image(volume), volume.spacing_mm
@@ -165,7 +166,7 @@ def _with_progress(todo: Sequence[tuple[Case, Path]]) -> Iterable[tuple[Case, Pa
 
 
 def _targets(source: Path, out: Path) -> list[tuple[Case, Path]]:
-    """Pairs every input with the file that its labels go to."""
+    """Pair every input with the file that its labels go to."""
     cases = list_inputs(source)
     if source.is_dir():
         if out.is_file() or out.name.endswith((*SUFFIXES, *PICTURES)):

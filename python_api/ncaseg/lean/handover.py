@@ -78,7 +78,7 @@ def _reduce(image: np.ndarray, factors: Triple, pool: str) -> np.ndarray:
 
 
 def _interpolate(image: np.ndarray, size: Triple, factors: Triple, rows: range, pad: str) -> np.ndarray:
-    """Linear along each axis at the centre of every block, as torch's `interpolate` with align_corners=False."""
+    """Linear along each axis at the centre of every block, as torch's ``interpolate`` with align_corners=False."""
     new = ceil_divide(size, factors)
     x, y, z = (
         np.maximum(centres(old, n, cells), 0)

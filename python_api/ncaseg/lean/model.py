@@ -17,7 +17,7 @@ import numpy as np
 from ncakern import RolloutSpec
 from ncakern.arrays import ArrayParams, nca_rollout
 from ncaseg.checkpoint.reader import check_shapes, read_weights
-from ncaseg.config import Config, ModelConfig
+from ncaseg.config import Config, M3DConfig, ModelConfig
 from ncaseg.lean.handover import enlarge_rows, image_rows
 from ncaseg.lean.tiles import Stream
 from ncaseg.levels import Triple, ceil_divide, check_reflection, factors_of, pad_size
@@ -32,7 +32,7 @@ SLAB_BYTES = 16 * 2**20  # of a state, an image or an ensemble that are handled 
 class EdgeModel:
     """The segmenter :class:`ncaseg.models.m3d.M3D` as arrays: parameters of every level, coarse to fine."""
 
-    cfg: ModelConfig
+    cfg: M3DConfig
     levels: tuple[ArrayParams, ...]
 
     @property
@@ -55,10 +55,10 @@ class EdgeModel:
             ValueError: an axis is too short for a level's kernel.
         """
         full = pad_size(size, self.cfg.scales, self.cfg.pad)
-        found = [ceil_divide(full, factors) for factors in factors_of(self.cfg.scales)]
+        cells = [ceil_divide(full, factors) for factors in factors_of(self.cfg.scales)]
         if self.cfg.padding == "reflect":
-            check_reflection(found, self.cfg.kernel_sizes, self.cfg.ndim)
-        return found
+            check_reflection(cells, self.cfg.kernel_sizes, self.cfg.ndim)
+        return cells
 
     def rows(self, image: np.ndarray, level: int, rows: range) -> np.ndarray:
         """Rows of the image of a level, ``[rows, Y', Z', C_in]``."""
@@ -67,7 +67,7 @@ class EdgeModel:
         return image_rows(image, full, factors, rows, pad=self.cfg.pad, pool=self.cfg.pool)
 
     def stream(self, level: int, *, seed: int, member: int) -> Stream:
-        """Names the fire bits: steps are numbered through all levels, members are samples."""
+        """What names the fire bits: steps are numbered through all levels, members are samples."""
         return {"seed": seed, "first_step": sum(self.cfg.steps[:level]), "first_sample": member}
 
 
@@ -78,8 +78,7 @@ def load_edge_model(name_or_path: str | Path) -> tuple[EdgeModel, Config]:
         ValueError: it cannot be read, or its arrays do not fit its recipe; the message says which.
     """
     weights = read_weights(name_or_path)
-    cfg = weights.cfg.model
-    _check_kind(cfg)
+    cfg = _as_m3d(weights.cfg.model)
     check_shapes(weights, _expected(cfg))
     return _build(cfg, weights.arrays), weights.cfg
 
@@ -90,16 +89,16 @@ def from_torch(model: Segmenter, cfg: ModelConfig) -> EdgeModel:
     Raises:
         ValueError: it is no automaton.
     """
-    _check_kind(cfg)
-    return _build(cfg, {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()})
+    return _build(_as_m3d(cfg), {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()})
 
 
-def _check_kind(cfg: ModelConfig) -> None:
-    if cfg.kind != "m3d":
+def _as_m3d(cfg: ModelConfig) -> M3DConfig:
+    if not isinstance(cfg, M3DConfig):
         raise ValueError(f"model.kind must be 'm3d' without torch or with a memory budget; got {cfg.kind!r}")
+    return cfg
 
 
-def _build(cfg: ModelConfig, arrays: Mapping[str, np.ndarray]) -> EdgeModel:
+def _build(cfg: M3DConfig, arrays: Mapping[str, np.ndarray]) -> EdgeModel:
     levels = []
     for level in range(len(cfg.kernel_sizes)):
         own = {name: arrays.get(f"levels.{level}.{name}") for name in ArrayParams._fields}
@@ -180,7 +179,7 @@ def size_of(image: np.ndarray) -> Triple:
     return x, y, z
 
 
-def _expected(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _expected(cfg: M3DConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the arrays that a recipe asks for."""
     channels, hidden, filters = cfg.channels, cfg.hidden, cfg.num_filters
     seen = (channels,) if cfg.perception == "depthwise" else (channels, channels)

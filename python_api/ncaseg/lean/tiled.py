@@ -66,7 +66,7 @@ def plan_prediction(
     """Whole if it fits, else tiles, given what this process occupies now (the image is part of that).
 
     Args:
-        volume: from `load_case`.
+        volume: from ``load_case``.
         samples: members of the ensemble.
         budget_bytes: the most memory that the process may occupy.
         with_variance: whether the variance map is asked for, which lies in memory.
@@ -115,7 +115,7 @@ def run_in_tiles(
     """The combined ensemble, some rows of the first axis at a time; states and logits lie in files.
 
     Args:
-        volume: from `load_case`.
+        volume: from ``load_case``.
         plans: one per level, see :func:`plan_prediction`.
         samples, seed: members of the ensemble; the stream of fire bits.
         rule, with_spread: as in :func:`ncaseg.ensemble.combine`.

@@ -2,9 +2,29 @@
 
 from torch import Generator, Tensor, nn
 
+from ncaseg.levels import Triple
+
 
 class Segmenter(nn.Module):
-    """Volumes in, logits out."""
+    """Volumes in, logits out.
+
+    Attributes:
+        steps: steps of the automata per level; empty where nothing repeats.
+        cell_bytes: what a member of an ensemble takes per cell in prediction.
+    """
+
+    steps: tuple[int, ...] = ()
+    cell_bytes: int = 768
+
+    def check_size(self, size: Triple, *, training: bool = False) -> None:
+        """Raise a ValueError unless volumes of ``size`` are large enough for every level, in training or whole."""
+
+    def training_bytes(self, batch: int, size: Triple, keep_every: int, *, has_kernel: bool) -> int:
+        """Bytes at the peak of one forward and backward pass on ``batch`` volumes of ``size`` cells.
+
+        ``has_kernel``: states alone are kept, not what plain PyTorch keeps.
+        """
+        raise NotImplementedError
 
     def forward(
         self, image: Tensor, *, seed: int | Tensor | None = None, first_sample: int = 0, keep_every: int = 1

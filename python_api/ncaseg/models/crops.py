@@ -81,15 +81,15 @@ def _offset_around(cell: int, size: int, patch: int, generator: Generator) -> in
 
 def draw_foreground(label: Tensor, chance: float, generator: Generator) -> list[Triple | None]:
     """For each sample of ``[B, C, X, Y, Z]`` and with probability ``chance`` a random voxel of its foreground."""
-    found: list[Triple | None] = []
+    chosen: list[Triple | None] = []
     for sample in label:
         voxels = sample.amax(dim=0).nonzero()
         if torch.rand((), generator=generator).item() >= chance or len(voxels) == 0:
-            found.append(None)
+            chosen.append(None)
             continue
         x, y, z = voxels[int(torch.randint(len(voxels), (), generator=generator))].tolist()
-        found.append((x, y, z))
-    return found
+        chosen.append((x, y, z))
+    return chosen
 
 
 def crop(volume: Tensor, offsets: list[Triple], size: Triple) -> Tensor:

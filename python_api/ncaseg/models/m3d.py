@@ -3,11 +3,19 @@
 import torch
 from torch import Tensor
 
-from ncaseg.levels import Triple, check_counts, check_reflection, factors_of, working_sizes
+from ncaseg.config import M3DConfig
+from ncaseg.levels import Triple, check_reflection, factors_of, pad_size, working_sizes
 from ncaseg.models.base import Segmenter
 from ncaseg.models.crops import NestedCrops
 from ncaseg.models.layout import to_channels_first, to_channels_last
-from ncaseg.models.multilevel import enlarge_state, make_levels, pad_to_multiple, pool_image
+from ncaseg.models.multilevel import (
+    WORKING_STATES,
+    automata_bytes,
+    enlarge_state,
+    make_levels,
+    pad_to_multiple,
+    pool_image,
+)
 
 
 class M3D(Segmenter):
@@ -17,24 +25,13 @@ class M3D(Segmenter):
     (nearest), the image channels are replaced by the image of that resolution, and the next automaton goes on.
     The logits are the channels behind the image channels of the last state.
 
-    Args:
-        in_channels: image channels; they stay frozen within a level.
-        out_channels: logit channels.
-        channels, hidden: C and h of every automaton.
-        kernel_sizes: one odd kernel per level, coarse to fine.
-        steps: steps per level, coarse to fine.
-        scales: per-axis factors between neighbouring levels, one triple less than levels.
-        norm, padding, fire_rate: as in :class:`ncakern.NCA`.
-        pad: how a size that the factors do not divide is filled up: "replicate" or "zeros"; the logits are cut back.
-            "none" fills nothing: level sizes are rounded up, and the last cell of a level spans less of the volume.
-        pool: how the image of a coarser level is made, see :func:`ncaseg.models.multilevel.pool_image`.
-        patches: what each level works on in :meth:`crop_forward`: three sizes, or ``()`` for the whole level; without
-            entries every level gets the size of level 0.
-        ndim: 2 makes every slice of the third axis an automaton of its own (Med-NCA); its norm must not be "batch".
-        perception, num_filters: as in :class:`ncakern.NCA`.
+    The image channels stay frozen within a level. Sizes that the factors do not divide are filled up as ``cfg.pad``
+    says, and the logits are cut back; "none" fills nothing: level sizes are rounded up, and the last cell of a level
+    spans less of the volume. In :meth:`crop_forward` a level works on its patch.
 
     Example:
-        >>> model = M3D(kernel_sizes=(7, 3), steps=(10, 10), scales=((2, 2, 2),))
+        >>> from ncaseg.config import M3DConfig
+        >>> model = M3D(M3DConfig(kernel_sizes=(7, 3), steps=(10, 10), scales=((2, 2, 2),)))
         >>> sum(p.numel() for p in model.parameters())
         12480
 
@@ -42,49 +39,25 @@ class M3D(Segmenter):
         Kalkhof and Mukhopadhyay, M3D-NCA: Robust 3D Segmentation with Built-in Quality Control, MICCAI 2023.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        channels: int = 16,
-        hidden: int = 64,
-        kernel_sizes: tuple[int, ...],
-        steps: tuple[int, ...],
-        scales: tuple[Triple, ...] = (),
-        norm: str = "batch",
-        padding: str = "reflect",
-        fire_rate: float = 0.5,
-        pad: str = "replicate",
-        pool: str = "max",
-        patches: tuple[tuple[int, ...], ...] = (),
-        ndim: int = 3,
-        perception: str = "depthwise",
-        num_filters: int = 1,
-    ) -> None:
+    def __init__(self, cfg: M3DConfig) -> None:
         super().__init__()
-        check_counts(kernel_sizes, steps, scales)
-        if len(patches) not in (0, len(kernel_sizes)):
-            raise ValueError(f"patches must be empty or have one entry per kernel size; got {patches}")
-        if channels < in_channels + out_channels:
-            need = in_channels + out_channels
-            raise ValueError(f"channels must be at least in_channels + out_channels = {need}; got {channels}")
-        self.in_channels, self.out_channels, self.channels = in_channels, out_channels, channels
-        self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
-        self.padding, self.pad, self.pool, self.patches = padding, pad, pool, tuple(patches)
-        self.ndim = ndim
-        self.levels = make_levels(
-            ndim,
-            channels,
-            hidden,
-            kernel_sizes,
-            perception=perception,
-            num_filters=num_filters,
-            padding=padding,
-            norm=norm,
-            fire_rate=fire_rate,
-            frozen_channels=in_channels,
-        )
+        self.cfg = cfg
+        self.in_channels, self.out_channels, self.channels = cfg.in_channels, cfg.out_channels, cfg.channels
+        self.kernel_sizes, self.steps, self.scales = cfg.kernel_sizes, cfg.steps, cfg.scales
+        self.padding, self.pad, self.pool, self.ndim = cfg.padding, cfg.pad, cfg.pool, cfg.ndim
+        self.levels = make_levels(cfg, frozen_channels=cfg.in_channels)
+
+    @property
+    def cell_bytes(self) -> int:  # type: ignore[override]
+        """A few states; the hidden values are stored by the reference only."""
+        return 4 * (4 * self.channels + 2 * self.cfg.hidden)
+
+    def check_size(self, size: Triple, *, training: bool = False) -> None:
+        patches = self.cfg.patches if training else [()] * len(self.levels)
+        self._check_levels(working_sizes(pad_size(size, self.scales, self.pad), self.scales, patches))
+
+    def training_bytes(self, batch: int, size: Triple, keep_every: int, *, has_kernel: bool) -> int:
+        return automata_bytes(self.cfg, batch, size, keep_every, working=WORKING_STATES, has_kernel=has_kernel)
 
     def factors(self, level: int) -> Triple:
         """How many full-resolution cells one cell of ``level`` spans, per axis."""
@@ -152,7 +125,7 @@ class M3D(Segmenter):
             generator = torch.default_generator
         padded = (pad_to_multiple(volume, self.factors(0), self.pad) for volume in (image, label))
         crops = NestedCrops(*padded, generator=generator, foreground=foreground)
-        patches = working_sizes(crops.size, self.scales, self.patches)
+        patches = working_sizes(crops.size, self.scales, self.cfg.patches)
         self._check_levels(patches)
         state = None
         for level, patch in enumerate(patches):

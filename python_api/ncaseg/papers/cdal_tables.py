@@ -1,6 +1,6 @@
 """The tables of a paper on sampled labels beside ours: one row per published model or planned run, in percent.
 
-A number of ours is read from the `scores.json` of a run. Where there is none the table says "not run".
+A number of ours is read from the ``scores.json`` of a run. Where there is none the table says "not run".
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ncaseg import config
+from ncaseg.config import CdalModelConfig
 from ncaseg.evaluation.result import mean, sample_deviation
 from ncaseg.models.cdal.build import build_discriminator
 from ncaseg.papers.paper import Paper, PlannedRun
@@ -22,10 +23,11 @@ NOT_RUN = "not run"
 
 
 def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
-    """`tables` (the paper's rows, ours beside), `effort`, `others` (runs outside of the plan), `runs` (conditions).
+    """``tables`` (the paper's rows, ours beside), ``effort``, ``others`` (runs outside of the plan), ``runs``
+    (conditions).
 
     Plain values; scores in percent, each a mean and a deviation or None. All runs are the paper's, see
-    `ncaseg.papers.runs.of_paper`.
+    ``ncaseg.papers.runs.of_paper``.
     """
     planned = {entry.id: entry for entry in paper.plan}
     taken = {run.folder for run in runs for entry in paper.plan if changed_budget(entry, run.cfg) is not None}
@@ -53,7 +55,7 @@ def to_markdown(paper: Paper, tables: Mapping[str, Any]) -> str:
 def _one_table(printed: Mapping[str, Any], planned: Mapping[str, PlannedRun], runs: Sequence[Run]) -> dict[str, Any]:
     columns = printed["columns"]
     paths = [column["score"] for column in columns]
-    rows = [found for row in printed["rows"] for found in _rows(row, planned.get(row.get("run", "")), paths, runs)]
+    rows = [line for row in printed["rows"] for line in _rows(row, planned.get(row.get("run", "")), paths, runs)]
     return {
         "title": printed["title"],
         "source": printed["source"],
@@ -75,20 +77,20 @@ def _rows(
         if changed is not None and _is_tested_on(run, printed.get("tested_on", "")):
             lengths.setdefault(tuple(changed), []).append(run)
     parameters = _parameters(planned)[0]
-    found = []
+    rows = []
     for changes, members in lengths.items():
         ours: dict[str, Any] = {"parameters": parameters, "runs": [run.folder.name for run in members]}
         ours["scores"] = [_over_runs(members, path) for path in paths]
         longer = {"model": f"{row['model']} ({'; '.join(changes)})", "paper": None} if changes else {}
-        found.append(row | longer | {"ours": ours})
-    return found
+        rows.append(row | longer | {"ours": ours})
+    return rows
 
 
 def _over_runs(runs: Sequence[Run], path: Sequence[str]) -> list[float | None] | None:
     """Mean and deviation (n - 1) over runs of one score in percent; no deviation of one run, None without a score."""
     values = [value for run in runs if (value := _score(run.scores, path)) is not None]
-    found = (mean(values), sample_deviation(values))
-    return [None if value is None else 100 * value for value in found] if values else None
+    numbers = (mean(values), sample_deviation(values))
+    return [None if value is None else 100 * value for value in numbers] if values else None
 
 
 def _score(scores: Any, path: Sequence[str]) -> float | None:
@@ -109,8 +111,9 @@ def _parameters(planned: PlannedRun) -> tuple[int | None, int]:
 def _count(recipe: str, overrides: tuple[str, ...]) -> tuple[int | None, int]:
     """Parameters of generator and discriminator; None for a generator of a library that is not installed."""
     cfg = config.load_recipe(recipe, overrides)
+    model = cfg.model
     with torch.device("meta"):
-        discriminator = build_discriminator(cfg.model, cfg.cdal)
+        discriminator = build_discriminator(model, cfg.cdal) if isinstance(model, CdalModelConfig) else None
     other = 0 if discriminator is None else sum(p.numel() for p in discriminator.parameters())
     try:
         return num_parameters(cfg), other

@@ -19,11 +19,12 @@ OURS = "where n runs differ by seed or split alone, mean ± deviation (n - 1) be
 
 
 def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
-    """The tables `comparison`, `ablation`, `quality` as lists of rows of plain values; `runs` are their conditions.
+    """The tables ``comparison``, ``ablation``, ``quality`` as lists of rows of plain values; ``runs`` are their
+    conditions.
 
-    A Dice is a mean and a deviation, of ours also a number of runs n; in `comparison` the parameters stand before n.
+    A Dice is a mean and a deviation, of ours also a number of runs n; in ``comparison`` the parameters stand before n.
     The deviation is that over test cases, of ours for n > 1 that between runs (n - 1). All runs are the paper's, see
-    `ncaseg.papers.runs.of_paper`, and none is on phantoms.
+    ``ncaseg.papers.runs.of_paper``, and none is on phantoms.
     """
     return {
         "comparison": _comparison(paper, experiments(runs)),
@@ -133,12 +134,12 @@ def _found(run: Run) -> dict[str, Any]:
 
 
 def _dice(scores: Sequence[Mapping[str, Any]], metric: str) -> list[Any]:
-    """The Dice of at least one run, given what each has as `mean` and `std` over its cases."""
+    """The Dice of at least one run, given what each has as ``mean`` and ``std`` over its cases."""
     return _over_runs([entry["mean"][metric] for entry in scores], scores[0]["std"][metric])
 
 
 def _over_runs(values: Sequence[float], alone: float | None = None) -> list[Any]:
-    """Mean, deviation, number: the deviation is that between runs (n - 1), or `alone` for one run."""
+    """Mean, deviation, number: the deviation is that between runs (n - 1), or ``alone`` for one run."""
     return [mean(values), sample_deviation(values) if len(values) > 1 else alone, len(values)]
 
 

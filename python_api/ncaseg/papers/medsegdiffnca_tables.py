@@ -1,6 +1,6 @@
 """The tables of a paper on sampled masks beside ours, and pictures of how our runs sample.
 
-A number of ours is read from the `scores.json` of a run. Where there is none the table says "not run".
+A number of ours is read from the ``scores.json`` of a run. Where there is none the table says "not run".
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ PICTURES_PER_RUN = 3
 
 
 def make_tables(paper: Paper, runs: Sequence[Run]) -> dict[str, Any]:
-    """`comparison` (the paper's rows, ours beside), `groups` (further ones of the plan), `others`, `floors`, `runs`.
+    """``comparison`` (the paper's rows, ours beside), ``groups`` (further ones of the plan), ``others``, ``floors``,
+    ``runs``.
 
-    Plain values. All runs are the paper's, see `ncaseg.papers.runs.of_paper`.
+    Plain values. All runs are the paper's, see ``ncaseg.papers.runs.of_paper``.
     """
     planned_groups = dict.fromkeys(planned.group for planned in paper.plan if planned.group != TABLE_1)
     return {
@@ -68,13 +69,13 @@ OURS = ("parameters, ours", "Dice E-CLEAN", "IoU E-CLEAN", "Dice E-AUTHOR", "IoU
 
 
 def draw_pictures(runs: Sequence[Run], data: str | Path, out: str | Path) -> list[Path]:
-    """Draws how the first validation pictures of every run were sampled, see `ncaseg.report.sampling`.
+    """Draw how the first validation pictures of every run were sampled, see ``ncaseg.report.sampling``.
 
-    They go to `OUT/pictures/<run>-<case>.png`; one that is newer than its model is kept. A run without
-    `model.safetensors`, of a model that does not sample, or on other data is left out.
+    They go to ``OUT/pictures/<run>-<case>.png``; one that is newer than its model is kept. A run without
+    ``model.safetensors``, of a model that does not sample, or on other data is left out.
     """
     cases = {case.id: case for case in find_cases(data)}
-    found = []
+    paths = []
     for run in runs:
         weights = run.folder / "model.safetensors"
         ids = [name for name in run.split.validation if name in cases][:PICTURES_PER_RUN]
@@ -86,8 +87,8 @@ def draw_pictures(runs: Sequence[Run], data: str | Path, out: str | Path) -> lis
             if not path.exists() or path.stat().st_mtime < weights.stat().st_mtime:
                 samples, seed = run.scores["samples"], run.scores["seed"]
                 draw_strip(path, model, load_case(cases[name], cfg.data), cfg, samples, seed)
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths
 
 
 def show_pictures(pictures: Sequence[Path]) -> str:
@@ -105,8 +106,10 @@ def _beside(printed: Mapping[str, Any], paper: Paper, runs: Sequence[Run]) -> di
 def _planned_row(planned: PlannedRun, runs: Sequence[Run]) -> dict[str, Any]:
     """The first finished run of a plan's entry, or its parameters alone."""
     cfg = config.load_recipe(planned.recipe, planned.overrides)
-    found = next((run for run in runs if is_planned(planned, run.cfg)), None)
-    return {"variant": planned.variant, "parameters": num_parameters(cfg)} | ({} if found is None else _numbers(found))
+    finished = next((run for run in runs if is_planned(planned, run.cfg)), None)
+    return {"variant": planned.variant, "parameters": num_parameters(cfg)} | (
+        {} if finished is None else _numbers(finished)
+    )
 
 
 def _numbers(run: Run) -> dict[str, Any]:
@@ -145,5 +148,5 @@ def _cells(row: Mapping[str, Any] | None) -> list[str]:
     return [f"{row['parameters']:,}", *(f"{m:.4f} ± {sd:.4f}" for m, sd in (row["dice"], row["iou"])), *author]
 
 
-def _pair(floor: Mapping[str, float] | None) -> str:
-    return "-" if floor is None else f"{floor['dice']:.4f} / {floor['iou']:.4f}"
+def _pair(baseline: Mapping[str, float] | None) -> str:
+    return "-" if baseline is None else f"{baseline['dice']:.4f} / {baseline['iou']:.4f}"

@@ -18,8 +18,8 @@ VARIANTS = ("standard", "no_duplication", "no_ensemble")
 class PlannedRun:
     """One training that a table asks for: a recipe with changes, and where it stands in the ablation, if it does.
 
-    `task` is part of the name of the dataset's folder and of the recipes for it. What is not `trained` by `--train` is
-    for larger machines.
+    ``task`` is part of the name of the dataset's folder and of the recipes for it. What is not ``trained`` by
+    ``--train`` is for larger machines.
     """
 
     id: str
@@ -33,11 +33,12 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Paper:
-    """The numbers as printed (`comparison`, `ablation`, `quality`: each with `source` and `rows`), and the plan.
+    """The numbers as printed (``comparison``, ``ablation``, ``quality``: each with ``source`` and ``rows``), and the
+    plan.
 
-    `form` says which tables are made of them: "volumes" those of `m3d_tables`, "masks" those of `medsegdiffnca_tables`,
-    which have no quality control, and "labels" those of `cdal_tables`, which are all in `tables`: each with `title`,
-    `source`, `columns` and `rows`, and with `effort` beside.
+    ``form`` says which tables are made of them: "volumes" those of ``m3d_tables``, "masks" those of
+    ``medsegdiffnca_tables``, which have no quality control, and "labels" those of ``cdal_tables``, which are all in
+    ``tables``: each with ``title``, ``source``, ``columns`` and ``rows``, and with ``effort`` beside.
     """
 
     title: str
@@ -65,7 +66,7 @@ def names() -> list[str]:
 
 
 def load_paper(name_or_path: str | Path) -> Paper:
-    """Reads a paper by name, or a TOML file of the same form.
+    """Read a paper by name, or a TOML file of the same form.
 
     Raises:
         FileNotFoundError: there is neither; the message lists the names.

@@ -11,9 +11,7 @@ from ncaseg import config
 from ncaseg.checkpoint.model import load_model
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import has_phantoms
-from ncaseg.evaluation.cases import compare_samples, find_labelled_cases, restrict, score_cases
-from ncaseg.evaluation.medsegdiff import score_floors
-from ncaseg.evaluation.text import write_json
+from ncaseg.evaluation.cases import evaluate, find_labelled_cases, restrict
 from ncaseg.files import write_text
 from ncaseg.papers import cdal_tables, m3d_tables, medsegdiffnca_tables
 from ncaseg.papers.paper import Paper, PlannedRun
@@ -31,10 +29,10 @@ SAMPLES = 10
 def write_tables(
     paper: Paper, runs: Sequence[Run], out: str | Path, name: str, data: str | Path | None = None
 ) -> list[Path]:
-    """Writes the tables as `OUT/NAME.md` and `OUT/NAME.json`, and returns these two.
+    """Write the tables as ``OUT/NAME.md`` and ``OUT/NAME.json``, and return these two.
 
-    Runs on phantoms stand in a section of their own, `phantoms`, never beside numbers of real data. For a paper on
-    sampled masks the runs on the dataset in `data` are drawn as well, see `mask_tables.draw_pictures`.
+    Runs on phantoms stand in a section of their own, ``phantoms``, never beside numbers of real data. For a paper on
+    sampled masks the runs on the dataset in ``data`` are drawn as well, see ``medsegdiffnca_tables.draw_pictures``.
     """
     out = Path(out)
     maker = {"volumes": m3d_tables, "masks": medsegdiffnca_tables, "labels": cdal_tables}[paper.form]
@@ -51,37 +49,38 @@ def write_tables(
 
 
 def finished_runs(paper: Paper, out: str | Path, more: Iterable[str | Path] = ()) -> list[Run]:
-    """The paper's finished runs in `OUT/runs` and in further folders; errors as `ncaseg.papers.runs.find_runs`."""
+    """The paper's finished runs in ``OUT/runs`` and in further folders; errors as ``ncaseg.papers.runs.find_runs``."""
     own = Path(out) / "runs"
     return of_paper(paper, find_runs([*([own] if own.is_dir() else []), *more]))
 
 
 def run_missing(paper: Paper, data: str | Path, out: str | Path, runs: Sequence[Run] = ()) -> list[Path]:
-    """Trains and scores, one after the other, what `missing_runs` names and the plan does not leave to larger machines.
+    """Train and score, one after the other, what ``missing_runs`` names and the plan does not leave to larger
+    machines.
 
-    Finished runs of the plan in `OUT/runs` are inspected where their quality control is missing. Every part goes on
+    Finished runs of the plan in ``OUT/runs`` are inspected where their quality control is missing. Every part goes on
     where an earlier call stopped.
 
     Args:
         paper: the plan.
         data: folder of the dataset; its name says which task it is.
-        out: folder; a run lands in `OUT/runs/<id>`.
-        runs: the finished ones, see `finished_runs`.
+        out: folder; a run lands in ``OUT/runs/<id>``.
+        runs: the finished ones, see ``finished_runs``.
 
     Returns:
         The folders of the runs that were trained.
 
     Raises:
         ValueError: the folder's name contains no task of the paper; a run's folder holds one of another recipe (nothing
-            has been trained then); or see `ncaseg.training.loop.train` and `ncaseg.quality.control.run_qc`.
+            has been trained then); or see ``ncaseg.training.loop.train`` and ``ncaseg.quality.control.run_qc``.
     """
     data, own = Path(data), Path(out) / "runs"
     plan = _finished_of_plan(paper, data, runs)
-    trained = {planned: own / planned.id for planned, found in plan.items() if planned.trained and not found}
+    trained = {planned: own / planned.id for planned, finished in plan.items() if planned.trained and not finished}
     for planned, folder in trained.items():
         _check_folder(planned, folder)
-    for planned, found in plan.items():
-        folders = [run.folder for run in found if run.folder.parent.resolve() == own.resolve()]
+    for planned, finished in plan.items():
+        folders = [run.folder for run in finished if run.folder.parent.resolve() == own.resolve()]
         if planned in trained:
             folders = [trained[planned]]
             _train_and_score(planned, data, folders[0])
@@ -105,11 +104,11 @@ def planned_for(paper: Paper, data: str | Path) -> list[PlannedRun]:
 
 
 def missing_runs(paper: Paper, data: str | Path, runs: Sequence[Run]) -> list[PlannedRun]:
-    """The planned runs of this dataset whose recipe no finished run has, up to seeds; errors as `planned_for`.
+    """The planned runs of this dataset whose recipe no finished run has, up to seeds; errors as ``planned_for``.
 
     Where the dataset is phantoms only runs on phantoms count, elsewhere only the others.
     """
-    return [planned for planned, found in _finished_of_plan(paper, data, runs).items() if not found]
+    return [planned for planned, finished in _finished_of_plan(paper, data, runs).items() if not finished]
 
 
 def _finished_of_plan(paper: Paper, data: str | Path, runs: Sequence[Run]) -> dict[PlannedRun, list[Run]]:
@@ -136,7 +135,7 @@ def _lacks_inspection(paper: Paper, planned: PlannedRun, folder: Path) -> bool:
     """Whether quality control is missing and has a meaning: only models that are random have a spread."""
     if paper.form != "volumes" or planned.variant == "no_duplication":
         return False
-    is_random = config.load_recipe(planned.recipe).model.kind != "unet"
+    is_random = config.load_recipe(planned.recipe).model.is_random
     has_weights = (folder / "model.safetensors").exists()
     return is_random and has_weights and "detection" not in _read_json(folder / "qc.json")
 
@@ -145,17 +144,20 @@ def _train_and_score(planned: PlannedRun, data: Path, folder: Path) -> None:
     print(f"run {planned.id}: {planned.recipe} {' '.join(planned.overrides)}")
     name = train(config.load_recipe(planned.recipe, planned.overrides), data, folder)
     model, cfg, _ = load_model(name)
-    cases = restrict(find_labelled_cases(data=data), folder / "split.json", "validation")
-    both = [
-        score_cases(model, cfg, cases, name=name.name, samples=samples, seed=cfg.predict.seed)
-        for samples in (cfg.predict.samples if cfg.model.kind == "cdal" else SAMPLES, 1)
-    ]
-    both[0]["comparison"] = compare_samples(*both)
-    both[0]["data"] = data.resolve().name
-    if cfg.model.kind.startswith("medsegdiff"):
-        known = restrict(find_labelled_cases(data=data), folder / "split.json", "train")
-        both[0]["floors"] = score_floors(cfg, cases, known)
-    write_json(both[0], folder / "scores.json")
+    labelled = find_labelled_cases(data=data)
+    cases, known = (restrict(labelled, folder / "split.json", subset) for subset in ("validation", "train"))
+    evaluate(
+        model,
+        cfg,
+        cases,
+        name=name.name,
+        samples=cfg.predict.samples if cfg.model.kind == "cdal" else SAMPLES,
+        seed=cfg.predict.seed,
+        compare=1,
+        known=known if cfg.model.kind.startswith("medsegdiff") else None,
+        data=data.resolve().name,
+        json_file=folder / "scores.json",
+    )
 
 
 def _inspect(paper: Paper, data: Path, folder: Path) -> None:

@@ -36,7 +36,7 @@ BUDGET_KEYS = {"train.steps", "train.epochs"}
 
 @dataclass(frozen=True)
 class Run:
-    """A folder with `recipe.toml`, `split.json` and `scores.json`; `quality` is its `qc.json`, or None."""
+    """A folder with ``recipe.toml``, ``split.json`` and ``scores.json``; ``quality`` is its ``qc.json``, or None."""
 
     folder: Path
     cfg: Config
@@ -90,20 +90,20 @@ class Run:
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Run]:
-    """The finished runs in these folders and one level below, by path; a run without `scores.json` is not finished.
+    """The finished runs in these folders and one level below, by path; a run without ``scores.json`` is not finished.
 
     Raises:
         FileNotFoundError: a folder does not exist.
         ValueError: a file of a run cannot be read.
     """
-    found = {}
+    places = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise FileNotFoundError(f"runs must be a folder; {folder} is not one")
         for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
             if all((place / name).is_file() for name in ("recipe.toml", "split.json", "scores.json")):
-                found[place.resolve()] = place
-    return [_read(place) for place in found.values()]
+                places[place.resolve()] = place
+    return [_read(place) for place in places.values()]
 
 
 def of_paper(paper: Paper, runs: Iterable[Run]) -> list[Run]:
@@ -114,7 +114,7 @@ def of_paper(paper: Paper, runs: Iterable[Run]) -> list[Run]:
 
 
 def experiments(runs: Iterable[Run]) -> list[list[Run]]:
-    """The runs in groups, by their first members: those of a group differ in nothing but `FREE_KEYS`."""
+    """The runs in groups, by their first members: those of a group differ in nothing but ``FREE_KEYS``."""
     groups: list[list[Run]] = []
     for run in runs:
         same = next((group for group in groups if not significant_differences(group[0].cfg, run.cfg)), None)

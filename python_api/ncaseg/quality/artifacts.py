@@ -1,9 +1,9 @@
 """MRI artefacts with the parameters of M3D-NCA's quality control: noise, spike and ghosting, for images in [0, 1].
 
-Drawing is apart from acting: `corrupt` draws what the paper left to TorchIO's random transforms; `add_noise`,
-`add_spike` and `add_ghosting` do what they are told and equal TorchIO's `Noise`, `Spike` and `Ghosting`. They are our
-own few lines because the extra `artifacts` (TorchIO) weighs 411 MB; a test compares the two where it is installed.
-k-space is the centred discrete Fourier transform over the spatial axes; all of it is float64.
+Drawing is apart from acting: ``corrupt`` draws what the paper left to TorchIO's random transforms; ``add_noise``,
+``add_spike`` and ``add_ghosting`` do what they are told and equal TorchIO's ``Noise``, ``Spike`` and ``Ghosting``. They
+are our own few lines because TorchIO weighs 411 MB; a test compares the two where it is
+installed. k-space is the centred discrete Fourier transform over the spatial axes; all of it is float64.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+
+from ncaseg.streams import numbers
 
 # What one number means to the random transforms of TorchIO 0.18.82, which the published code pins: noise and ghosting
 # take exactly that number, a spike is uniform in +- that number. (TorchIO 1.2.1 draws the former from 0 on.)
@@ -28,13 +30,13 @@ def corrupt(image: np.ndarray, kind: str, *, seed: int, case: str = "", renormal
     intensity 2.5 lie along one of the axes. Image channels share position, intensity and axis.
 
     Args:
-        image: `[C_in, *S]`, normalised to [0, 1] as the network sees it.
-        kind: "clean" (returned as it is), or one of `KINDS`.
+        image: ``[C_in, *S]``, normalised to [0, 1] as the network sees it.
+        kind: "clean" (returned as it is), or one of ``KINDS``.
         seed, case: name the random stream together with the kind: no two kinds or cases share bits.
         renormalise: map the result back to [0, 1], channel by channel. By default it is not, and leaves [0, 1].
 
     Returns:
-        `[C_in, *S]` float32.
+        ``[C_in, *S]`` float32.
 
     Raises:
         ValueError: the kind is unknown.
@@ -46,7 +48,7 @@ def corrupt(image: np.ndarray, kind: str, *, seed: int, case: str = "", renormal
         return image
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join((CLEAN, *KINDS))}; got {kind!r}")
-    rng = np.random.default_rng((seed, KINDS.index(kind), zlib.crc32(case.encode())))
+    rng = numbers(seed, KINDS.index(kind), zlib.crc32(case.encode()))
     if kind == "noise":
         result = add_noise(image, NOISE_STD, rng)
     elif kind == "spike":
@@ -58,18 +60,18 @@ def corrupt(image: np.ndarray, kind: str, *, seed: int, case: str = "", renormal
 
 
 def add_noise(image: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
-    """Adds independent normal noise of mean 0 to every cell of `[C_in, *S]`."""
+    """Add independent normal noise of mean 0 to every cell of ``[C_in, *S]``."""
     return image + rng.normal(0.0, std, image.shape)
 
 
 def add_spike(image: np.ndarray, position: tuple[int, ...], intensity: float) -> np.ndarray:
-    """Adds `intensity` times the largest magnitude of k-space at one position, and takes the real part.
+    """Add ``intensity`` times the largest magnitude of k-space at one position, and take the real part.
 
     Only one side of k-space is hit, as in scans; the result is the image plus half the amplitude of a plane wave.
 
     Args:
-        image: `[C_in, *S]`; each channel has a k-space of its own.
-        position: index into centred k-space, one per axis: `n // 2` is frequency 0.
+        image: ``[C_in, *S]``; each channel has a k-space of its own.
+        position: index into centred k-space, one per axis: ``n // 2`` is frequency 0.
         intensity: of either sign.
     """
     spectrum = _to_k_space(image)
@@ -79,10 +81,10 @@ def add_spike(image: np.ndarray, position: tuple[int, ...], intensity: float) ->
 
 
 def add_ghosting(image: np.ndarray, axis: int, num_ghosts: int, intensity: float) -> np.ndarray:
-    """Multiplies every `num_ghosts`-th plane of k-space by `1 - intensity`, but the central one.
+    """Multiply every ``num_ghosts``-th plane of k-space by ``1 - intensity``, but the central one.
 
     Args:
-        image: `[C_in, *S]`.
+        image: ``[C_in, *S]``.
         axis: spatial axis along which the ghosts lie, from 0; the planes are counted from the first of centred k-space.
         num_ghosts: distance of the planes that are changed, in cells of k-space.
         intensity: 0 changes nothing, 1 removes the planes.

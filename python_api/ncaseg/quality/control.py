@@ -1,7 +1,7 @@
 """Quality control of a model: flags on a folder, the threshold from calibration cases, and how many failures it finds.
 
-All files lie beside the table `NAME.csv`: `NAME.json` with conditions, threshold and results; tables and scatter plots
-of calibration and evaluation. The same command goes on where it was interrupted.
+All files lie beside the table ``NAME.csv``: ``NAME.json`` with conditions, threshold and results; tables and scatter
+plots of calibration and evaluation. The same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EVALUATION_KINDS = (CLEAN, *KINDS)
 
 
 class Result(NamedTuple):
-    """The rows of the inspected cases, the threshold or None, and the content of `NAME.json`."""
+    """The rows of the inspected cases, the threshold or None, and the content of ``NAME.json``."""
 
     rows: list[Row]
     threshold: float | None
@@ -52,24 +52,24 @@ def run_qc(
     maps: str | Path | None = None,
     png: bool = False,
 ) -> Result:
-    """Measures what is asked for and writes the tables.
+    """Measure what is asked for and write the tables.
 
     Args:
         ensemble: model, seed and size of the ensemble.
-        out: `NAME.csv`, the table of `cases`.
+        out: ``NAME.csv``, the table of ``cases``.
         cases: volumes to inspect.
         calibration_cases: labelled training volumes, on which the threshold is fitted, clean and with a spike each.
         evaluation_cases: labelled volumes on which found failures are counted, clean and with each artefact.
-        threshold: flag NQMs above it. None takes that of the calibration (this one or the last), else `stored`.
-        stored: what an earlier run kept in the checkpoint, see `to_store`.
+        threshold: flag NQMs above it. None takes that of the calibration (this one or the last), else ``stored``.
+        stored: what an earlier run kept in the checkpoint, see ``to_store``.
         metric: "hard_dice" of the thresholded prediction, or the "soft_dice" that the published code reports.
         target: the Dice below which a segmentation has failed.
         inverse: regress NQM on Dice.
-        maps, png: variance maps and pictures of `cases`, see `ncaseg.quality.table.measure`.
+        maps, png: variance maps and pictures of ``cases``, see ``ncaseg.quality.table.measure``.
 
     Raises:
         NoThreshold: the calibration has none.
-        ValueError: `out` is not a CSV, or holds results of other conditions; failures are to be counted without a
+        ValueError: ``out`` is not a CSV, or holds results of other conditions; failures are to be counted without a
             threshold; a volume cannot be read or does not fit.
     """
     files = _Files(out)
@@ -81,20 +81,20 @@ def run_qc(
         report["calibration"] = {"metric": metric, **dataclasses.asdict(fit)}
         line = (fit.intercept, fit.slope)
         _draw(files.picture("calibration"), rows, metric, fit.threshold, target, line, "calibration")
-    found, source = _choose_threshold(threshold, report, stored, ensemble)
-    report |= {"threshold": found, "threshold_from": source}
+    limit, source = _choose_threshold(threshold, report, stored, ensemble)
+    report |= {"threshold": limit, "threshold_from": source}
     if evaluation_cases:
-        if found is None:
+        if limit is None:
             raise ValueError("counting found failures needs a threshold: give --threshold, or --calibrate a dataset")
         rows = measure(ensemble, evaluation_cases, EVALUATION_KINDS, files.table("detection"))
-        write_table(files.table("detection"), rows, found)
-        report["detection"] = detection_of(rows, metric, found, target)
-        _draw(files.picture("detection"), rows, metric, found, target, None, "evaluation")
+        write_table(files.table("detection"), rows, limit)
+        report["detection"] = detection_of(rows, metric, limit, target)
+        _draw(files.picture("detection"), rows, metric, limit, target, None, "evaluation")
     inspected = measure(ensemble, cases, (CLEAN,), files.csv, maps=maps, png=png)
     if cases:
-        write_table(files.csv, inspected, found)
+        write_table(files.csv, inspected, limit)
     write_text(files.json, json.dumps(report, indent=1, allow_nan=False) + "\n")
-    return Result(inspected, found, report)
+    return Result(inspected, limit, report)
 
 
 def detection_of(rows: Sequence[Row], metric: str, threshold: float, target: float = TARGET_DICE) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def format_calibration(calibration: Mapping[str, Any]) -> str:
 
 
 def format_detection(detection: Mapping[str, Any]) -> str:
-    """The result of `detection_of` as text."""
+    """The result of ``detection_of`` as text."""
     names = ("cases", "TP", "FP", "FN", "TN")
     lines = [f"{'volumes':<10}" + "".join(f"{name:>6}" for name in names) + "".join(f"  {rate}" for rate in RATES)]
     for kind, counts in detection["counts"].items():
@@ -152,7 +152,7 @@ def format_detection(detection: Mapping[str, Any]) -> str:
 
 
 class _Files:
-    """Where everything beside `NAME.csv` lies."""
+    """Where everything beside ``NAME.csv`` lies."""
 
     def __init__(self, out: str | Path) -> None:
         self.csv = Path(out)
@@ -196,7 +196,7 @@ def _choose_threshold(
         return report["calibration"]["threshold"], "calibration"
     if stored is None:
         return None, None
-    # The deviation over N runs depends on N: thresholds hold for one size of the ensemble.
+    # The deviation over N members depends on N: thresholds hold for one size of the ensemble.
     kept, now = ((source["samples"], source["rule"]) for source in (stored, ensemble.conditions()))
     if kept != now:
         raise ValueError(

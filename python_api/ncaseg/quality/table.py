@@ -17,10 +17,10 @@ from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case
 from ncaseg.data.standard import standardise, unstandardise
-from ncaseg.ensemble import DEFAULT_RULE, Combined, nqm
+from ncaseg.ensemble import DEFAULT_RULE
 from ncaseg.evaluation.scores import score_volume
 from ncaseg.files import replacing
-from ncaseg.inference.case import labels_of, run_ensemble
+from ncaseg.inference.case import Answer, answer
 from ncaseg.inference.files import draw_case, save_map
 from ncaseg.models.base import Segmenter
 from ncaseg.quality.artifacts import CLEAN, corrupt
@@ -91,16 +91,16 @@ def measure(
     maps: str | Path | None = None,
     png: bool = False,
 ) -> list[Row]:
-    """Measures every case with every artefact, and keeps the table up to date.
+    """Measure every case with every artefact, and keep the table up to date.
 
     Args:
         ensemble: what to run.
         cases: volumes, with or without labels.
-        kinds: "clean" and artefacts, see `ncaseg.quality.artifacts`; those are applied to the normalised image.
+        kinds: "clean" and artefacts, see ``ncaseg.quality.artifacts``; those are applied to the normalised image.
         table: CSV of the rows; cases that it holds are not run again, unless their image or label has changed since.
-        maps: folder for `<id>_variance.nii.gz`, the population variance of the probabilities of each clean volume
+        maps: folder for ``<id>_variance.nii.gz``, the population variance of the probabilities of each clean volume
             (float32, mean over output channels) in the geometry of the scan; None writes none.
-        png: with `maps`, also draw `<id>_overlay.png` and `<id>_variance.png` there.
+        png: with ``maps``, also draw ``<id>_overlay.png`` and ``<id>_variance.png`` there.
 
     Returns:
         The rows of these cases and kinds, in this order.
@@ -118,27 +118,27 @@ def measure(
         if missing:
             volume = load_case(case, ensemble.cfg.data)
             for kind in missing:
-                row, combined = _measure_volume(ensemble, volume, case, kind, content)
+                row, answered = _measure_volume(ensemble, volume, case, kind, content)
                 done[row.key] = row
                 if kind == CLEAN and map_file is not None:
-                    _write_maps(map_file, combined, volume, ensemble.cfg, png)
+                    _write_maps(map_file, answered, volume, png)
             write_table(table, done.values())
         rows += [done[str(case.image), kind] for kind in kinds]
     return rows
 
 
 def content_of(case: Case) -> str:
-    """Tells whether image or label were replaced: 16 digits of the SHA-256 of both."""
-    found = hashlib.sha256()
+    """Tell whether image or label were replaced: 16 digits of the SHA-256 of both."""
+    digest = hashlib.sha256()
     for path in (case.image, case.label):
         if path is not None:
             with open(path, "rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()[:16]
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def read_table(path: str | Path) -> list[Row]:
-    """The rows of a table that `write_table` wrote; none where there is no file.
+    """The rows of a table that ``write_table`` wrote; none where there is no file.
 
     Raises:
         ValueError: the file is not such a table.
@@ -153,7 +153,7 @@ def read_table(path: str | Path) -> list[Row]:
 
 
 def write_table(path: str | Path, rows: Iterable[Row], threshold: float | None = None) -> None:
-    """Writes rows as CSV; `flagged` is yes or no, and empty without a threshold."""
+    """Write rows as CSV; ``flagged`` is yes or no, and empty without a threshold."""
     names = [field.name for field in dataclasses.fields(Row)]
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=[*names[:-2], "flagged", *names[-2:]])
@@ -168,36 +168,27 @@ def flag_of(row: Row, threshold: float | None) -> str:
     return "yes" if is_flagged(row.nqm, threshold) else "no"
 
 
-def _measure_volume(ensemble: Ensemble, volume: Volume, case: Case, kind: str, content: str) -> tuple[Row, Combined]:
-    plain = unstandardise(volume.image, ensemble.cfg.data)
+def _measure_volume(ensemble: Ensemble, volume: Volume, case: Case, kind: str, content: str) -> tuple[Row, Answer]:
+    cfg = ensemble.cfg
+    plain = unstandardise(volume.image, cfg.data)
     image = corrupt(plain, kind, seed=ensemble.seed, case=case.id, renormalise=ensemble.renormalise)
-    seen = dataclasses.replace(volume, image=standardise(image, ensemble.cfg.data))
-    combined = run_ensemble(
-        ensemble.model,
-        seen,
-        ensemble.cfg,
-        ensemble.samples,
-        ensemble.seed,
-        rule=ensemble.rule,
-        with_spread=True,
-    )
-    assert combined.mean is not None and combined.variance is not None  # they were asked for
+    seen = dataclasses.replace(volume, image=standardise(image, cfg.data))
+    model, samples, seed, rule = ensemble.model, ensemble.samples, ensemble.seed, ensemble.rule
+    answered = answer(model, seen, cfg, samples, seed, rule=rule, with_spread=True)
+    assert answered.nqm is not None  # it was asked for
     scores: Mapping[str, float | None] = dict.fromkeys(METRICS)
     if volume.label is not None:
-        labels = labels_of(combined.probabilities, ensemble.cfg)
-        scores = score_volume(combined.probabilities, labels, volume, ensemble.cfg, "one")
-    value = nqm(combined.mean, combined.variance)
-    row = Row(case.id, kind, value, scores["hard_dice"], scores["soft_dice"], str(case.image), content)
-    return row, combined
+        scores = score_volume(answered.probabilities, answered.labels, volume, cfg, "one")
+    return Row(
+        case.id, kind, answered.nqm, scores["hard_dice"], scores["soft_dice"], str(case.image), content
+    ), answered
 
 
-def _write_maps(path: Path, combined: Combined, volume: Volume, cfg: Config, png: bool) -> None:
-    assert combined.variance is not None
-    variance = combined.variance.mean(0)
+def _write_maps(path: Path, answered: Answer, volume: Volume, png: bool) -> None:
+    assert answered.variance is not None
     if png:
-        labels = labels_of(combined.probabilities, cfg)
-        draw_case(path.with_name(f"{volume.id}.nii.gz"), labels, variance, volume)
-    save_map(path, variance.astype(np.float32, copy=False), volume)
+        draw_case(path.with_name(f"{volume.id}.nii.gz"), answered.labels, answered.variance, volume)
+    save_map(path, answered.variance.astype(np.float32, copy=False), volume)
 
 
 def _is_absent(path: Path | None) -> bool:

@@ -20,10 +20,10 @@ class NoThreshold(ValueError):
 
 @dataclass(frozen=True)
 class Calibration:
-    """A line through (NQM, Dice) and the NQM at which it meets `target`.
+    """A line through (NQM, Dice) and the NQM at which it meets ``target``.
 
-    `Dice = intercept + slope * NQM`. The inverse regression fits NQM on Dice and is stated here as the same line.
-    `correlation` is Pearson's; `points` were used, `dropped` had an infinite NQM or no Dice.
+    ``Dice = intercept + slope * NQM``. The inverse regression fits NQM on Dice and is stated here as the same line.
+    ``correlation`` is Pearson's; ``points`` were used, ``dropped`` had an infinite NQM or no Dice.
     """
 
     target: float
@@ -39,10 +39,10 @@ class Calibration:
 def calibrate(
     nqms: Sequence[float], dices: Sequence[float | None], *, target: float = TARGET_DICE, inverse: bool = False
 ) -> Calibration:
-    """Least squares line between NQM and Dice, and the threshold above which a Dice below `target` is expected.
+    """Least squares line between NQM and Dice, and the threshold above which a Dice below ``target`` is expected.
 
-    The paper fits "a linear regression" without saying which on which. Dice on NQM, `Dice = a + b NQM`, is the default
-    and gives the threshold `(target - a) / b`; the inverse, `NQM = c + d Dice`, gives `c + d target`.
+    The paper fits "a linear regression" without saying which on which. Dice on NQM, ``Dice = a + b NQM``, is the
+    default and gives the threshold ``(target - a) / b``; the inverse, ``NQM = c + d Dice``, gives ``c + d target``.
 
     Args:
         nqms, dices: one of each per volume; pairs that are not finite are left out and counted.
@@ -146,7 +146,7 @@ RATES = {
 def detect(
     nqms: Sequence[float], dices: Sequence[float | None], threshold: float, *, target: float = TARGET_DICE
 ) -> Detection:
-    """Counts flags (`NQM > threshold`) against failures (`Dice < target`); cases without a Dice do not count."""
+    """Count flags (``NQM > threshold``) against failures (``Dice < target``); cases without a Dice do not count."""
     counts = {(flag, failed): 0 for flag in (True, False) for failed in (True, False)}
     for value, dice in zip(nqms, dices, strict=True):
         if dice is not None:

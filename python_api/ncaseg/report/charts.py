@@ -29,7 +29,7 @@ def draw_curve(
     title: str,
     x_label: str,
 ) -> None:
-    """Writes a line chart as PNG.
+    """Write a line chart as PNG.
 
     Args:
         path: the PNG to write.
@@ -45,11 +45,11 @@ def draw_curve(
 
 
 def draw_loss_curve(log_csv: str | Path, path: str | Path) -> None:
-    """Draws `RUN/log.csv` as PNG: the training loss over the optimiser steps, its running mean, the validation Dice.
+    """Draw ``RUN/log.csv`` as PNG: the training loss over the optimiser steps, its running mean, the validation Dice.
 
     Raises:
         FileNotFoundError: there is no such log.
-        ValueError: the log has no `step` and `loss` columns, or no row.
+        ValueError: the log has no ``step`` and ``loss`` columns, or no row.
     """
     with open(log_csv, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get("step") and row.get("loss")]
@@ -78,7 +78,7 @@ def draw_scatter(
     x_mark: float | None = None,
     y_mark: float | None = None,
 ) -> None:
-    """Writes a scatter plot as PNG.
+    """Write a scatter plot as PNG.
 
     Args:
         path: the PNG to write.

@@ -50,7 +50,7 @@ def conditions(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def phantoms(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The section on runs on synthetic data, given as `conditions`; empty without one."""
+    """The section on runs on synthetic data, given as ``conditions``; empty without one."""
     note = "Synthetic volumes: no number above is theirs. Dice: mean ± standard deviation over test cases."
     return f"\n## Phantoms (no real data)\n\n{note}\n\n{_list_runs(runs)}\n" if runs else ""
 

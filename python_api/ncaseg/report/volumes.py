@@ -29,16 +29,16 @@ def draw_overlay(
     *,
     spacing_mm: Sequence[float] | None = None,
 ) -> None:
-    """Writes a PNG of the image with the outline of the prediction (orange) and, where given, of the label (cyan).
+    """Write a PNG of the image with the outline of the prediction (orange) and, where given, of the label (cyan).
 
     A volume is shown in three planes through the middle of the prediction; small ones are magnified without smoothing.
     Only slices are copied, so that large volumes, and those in mapped files, cost no memory of their size.
 
     Args:
         path: the PNG to write.
-        image: `[*S]`, 2D or 3D, any real dtype; shown between the 0.5th and 99.5th percentiles of the planes.
-        prediction: `[*S]` integer labels, 0 is background.
-        label: `[*S]` integer labels, or None.
+        image: ``[*S]``, 2D or 3D, any real dtype; shown between the 0.5th and 99.5th percentiles of the planes.
+        prediction: ``[*S]`` integer labels, 0 is background.
+        label: ``[*S]`` integer labels, or None.
         spacing_mm: size of a cell along each axis, so that anisotropic volumes keep their proportions; None is 1 mm.
 
     Raises:
@@ -67,15 +67,15 @@ def draw_triptych(
     *,
     spacing_mm: Sequence[float] | None = None,
 ) -> None:
-    """Writes a PNG of one slice three times: the image, the prediction, the variance over the ensemble.
+    """Write a PNG of one slice three times: the image, the prediction, the variance over the ensemble.
 
     The slice is the one of the last axis that holds most of the prediction (the middle one if it is empty).
 
     Args:
         path: the PNG to write.
-        image, prediction: as in `draw_overlay`; the percentiles are those of the slice.
-        variance: `[*S]`, of the probabilities over the ensemble; white is its largest value, given in the caption.
-        spacing_mm: as in `draw_overlay`.
+        image, prediction: as in ``draw_overlay``; the percentiles are those of the slice.
+        variance: ``[*S]``, of the probabilities over the ensemble; white is its largest value, given in the caption.
+        spacing_mm: as in ``draw_overlay``.
     """
     spacing_mm = _check_picture(spacing_mm, image=image, prediction=prediction, variance=variance)
     axis = 2 if image.ndim == 3 else None
@@ -102,16 +102,16 @@ def draw_sampling(
     mean: np.ndarray,
     deviation: np.ndarray,
 ) -> None:
-    """Writes a PNG of one sample from noise to mask, then the mean and the deviation of the ensemble.
+    """Write a PNG of one sample from noise to mask, then the mean and the deviation of the ensemble.
 
     The first panel is the picture with the outline of the mean above one half.
 
     Args:
         path: the PNG to write.
-        picture: `[C, H, W]` in [0, 1]; three channels are shown in colour, otherwise the first one in grey.
-        frames: (caption, `[H, W]`), in the order of sampling.
+        picture: ``[C, H, W]`` in [0, 1]; three channels are shown in colour, otherwise the first one in grey.
+        frames: (caption, ``[H, W]``), in the order of sampling.
         limits: values of the frames that are shown black and white.
-        mean, deviation: `[H, W]`, of a mask from 0 to 1; the deviation is at most one half.
+        mean, deviation: ``[H, W]``, of a mask from 0 to 1; the deviation is at most one half.
 
     Raises:
         ValueError: an array is not of the picture's size.
@@ -131,12 +131,12 @@ def draw_sampling(
 
 
 def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, `size` pixels high."""
+    """Pillow's own font, ``size`` pixels high."""
     return ImageFont.load_default(size=size)
 
 
 def save_png(picture: Image.Image, path: str | Path) -> None:
-    """Writes a picture under a temporary name and renames it."""
+    """Write a picture under a temporary name and rename it."""
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
 
@@ -156,7 +156,7 @@ def _check_picture(spacing_mm: Sequence[float] | None, **arrays: np.ndarray | No
 
 
 def _stretch(array: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Maps [low, high] to 0..255."""
+    """Map [low, high] to 0..255."""
     values = array.astype(np.float64)
     return (np.clip((values - low) / max(high - low, 1e-12), 0.0, 1.0) * 255).astype(np.uint8)
 
@@ -167,7 +167,7 @@ def _to_grey(planes: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _profiles(labels: np.ndarray) -> list[np.ndarray]:
-    """How many cells of `[*S]` are not 0 at each place along each axis; one slice at a time."""
+    """How many cells of ``[*S]`` are not 0 at each place along each axis; one slice at a time."""
     profiles = [np.zeros(n, np.int64) for n in labels.shape]
     for place, cells in enumerate(labels):
         profiles[0][place] = np.count_nonzero(cells)
@@ -204,7 +204,7 @@ def _panel(plane: np.ndarray, spacing: Sequence[float], scale: float) -> Image.I
 
 
 def _draw_outline(panel: Image.Image, plane: np.ndarray, colour: Colour, *, width: int) -> None:
-    """Colours the inner border of every label, `width` pixels wide, after magnifying the labels to the panel."""
+    """Colour the inner border of every label, ``width`` pixels wide, after magnifying the labels to the panel."""
     labels = np.ascontiguousarray(plane.astype(np.uint8))
     labels = np.asarray(Image.fromarray(labels).resize(panel.size, Image.Resampling.NEAREST))
     border = np.zeros(labels.shape, bool)
@@ -217,7 +217,7 @@ def _draw_outline(panel: Image.Image, plane: np.ndarray, colour: Colour, *, widt
 
 
 def _row_of(panels: Sequence[tuple[Image.Image, str]], legend: Sequence[tuple[str, Colour]]) -> Image.Image:
-    """Puts panels side by side, each under its caption, above a legend."""
+    """Put panels side by side, each under its caption, above a legend."""
     gap, font = 8, load_font(14)
     # A narrow panel still gets room for its caption.
     widths = [max(panel.width, math.ceil(font.getlength(name))) for panel, name in panels]

@@ -1,7 +1,7 @@
 """cDAL at work: labels in its coding, samples of a volume, the Dice of samples while it trains.
 
 Volumes are ``[B, C, X, Y, Z]``, pictures have one cell on Z. A generator of two axes takes every slice of Z as a sample
-of its own. Everything random is a function of a seed, the number of the sample and the level.
+of its own. Everything random is a function of a seed, the number of the sample and the time.
 
 Reference:
     Hejrati, Banerjee, Glide-Hurst, Dong, Conditional diffusion model with spatial attention and latent embedding for
@@ -17,6 +17,7 @@ from ncaseg.diffusion import coarse
 from ncaseg.models.base import Segmenter
 from ncaseg.models.cdal.base import Generator
 from ncaseg.models.cdal.build import CDAL
+from ncaseg.sampling.summary import Sampled
 from ncaseg.sampling.windows import mean_of_windows, windows
 from ncaseg.streams import normal, stream
 
@@ -27,7 +28,7 @@ CELLS_AT_ONCE = 2**18  # of samples that run at once; more of them take turns
 def sample_labels(model: Segmenter, image: Tensor, cfg: Config, *, seed: int, first_sample: int = 0) -> Tensor:
     """One label for every image, in the recipe's coding.
 
-    Noise, latents and fire bits of a sample depend on (seed, its number, the level): the result is the same alone and
+    Noise, latents and fire bits of a sample depend on (seed, its number, the time): the result is the same alone and
     in a batch, up to the rounding of the convolutions.
 
     Args:
@@ -37,31 +38,31 @@ def sample_labels(model: Segmenter, image: Tensor, cfg: Config, *, seed: int, fi
     Returns:
         ``[B, C, X, Y, Z]`` in [-1, 1]; C is 1, or the classes and the background before them.
     """
-    net, how = generator_of(model), cfg.cdal
-    steps, parts = how.timesteps, image.shape[-1] if net.ndim == 2 else 1
+    net, cdal = generator_of(model), cfg.cdal
+    steps, parts = cdal.timesteps, image.shape[-1] if net.ndim == 2 else 1
     flat_image = to_samples(image, net.ndim)
 
-    def draw_noise(level: int) -> Tensor:
+    def draw_noise(time: int) -> Tensor:
         shape = (len(image), net.label_channels, *image.shape[2:])
-        return to_samples(normal(shape, seed=seed, first_sample=first_sample, step=level).to(image), net.ndim)
+        return to_samples(normal(shape, seed=seed, first_sample=first_sample, step=time).to(image), net.ndim)
 
     def predict(x: Tensor, tau: int) -> Tensor:
-        # Numbers of z follow those of the noise, whose levels are 0..T.
+        # Numbers of z follow those of the noise, whose times are 0..T.
         shape = (len(image), parts, net.latent)
         z = normal(shape, seed=seed, first_sample=first_sample, step=steps + 1 + tau).flatten(0, 1).to(image)
-        inputs = (x, torch.full((len(x),), tau, device=x.device), flat_image, z * how.latent_on)
+        inputs = (x, torch.full((len(x),), tau, device=x.device), flat_image, z * cdal.latent_on)
         at_once = max(1, CELLS_AT_ONCE // x[0, 0].numel())
-        found, bits = [], stream(seed, tau)  # automata count their own steps from 0 at every tau
+        labels, bits = [], stream(seed, tau)  # automata count their own steps from 0 at every tau
         for first in range(0, len(x), at_once):
             x_part, times, image_part, z_part = (tensor[first : first + at_once] for tensor in inputs)
             number = first_sample * parts + first
             latent = z_part if net.latent > 0 else None
-            found.append(net(x_part, times, image_part, latent, seed=bits, first_sample=number))
-        return torch.cat(found)
+            labels.append(net(x_part, times, image_part, latent, seed=bits, first_sample=number))
+        return torch.cat(labels)
 
-    schedule = coarse.make_coarse_schedule(steps, offset=how.offset)
-    found = coarse.sample(predict, draw_noise, schedule, posterior_noise=how.posterior_noise)
-    return from_samples(found, image.shape[-1], net.ndim)
+    schedule = coarse.make_coarse_schedule(steps, offset=cdal.offset)
+    labels = coarse.sample(predict, draw_noise, schedule, posterior_noise=cdal.posterior_noise)
+    return from_samples(labels, image.shape[-1], net.ndim)
 
 
 def sample_volume(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Tensor:
@@ -78,22 +79,28 @@ def sample_volume(model: Segmenter, volume: Volume, cfg: Config, samples: int, s
     if not cfg.cdal.window:
         return sample_members(model, image, cfg, samples, seed)
     size = image.shape[1:]
-    found = (
+    parts = (
         (where, sample_members(model, image[(slice(None), *where)], cfg, samples, stream(seed, number)))
         for number, where in enumerate(windows(size, cfg.cdal.window, cfg.cdal.overlap))
     )
-    return mean_of_windows(found, size)
+    return mean_of_windows(parts, size)
+
+
+def sample_case(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Sampled:
+    """The ensemble of :func:`sample_volume`; errors as there."""
+    members = sample_volume(model, volume, cfg, samples, seed).numpy()
+    return Sampled(members, members.mean(0), members.var(0))
 
 
 def sample_members(model: Segmenter, image: Tensor, cfg: Config, samples: int, seed: int) -> Tensor:
     """An ensemble for one image ``[C_in, X, Y, Z]``: probabilities ``[N, C, X, Y, Z]`` on the CPU."""
     at_once = max(1, CELLS_AT_ONCE // image[0].numel())
-    found = []
+    members = []
     for first in range(0, samples, at_once):
         batch = image.expand(min(at_once, samples - first), *image.shape)
         coded = sample_labels(model, batch, cfg, seed=seed, first_sample=first)
-        found.append(decode(coded, cfg.cdal).cpu())
-    return torch.cat(found)
+        members.append(decode(coded, cfg.cdal).cpu())
+    return torch.cat(members)
 
 
 def encode(mask: Tensor, cfg: Config) -> Tensor:
@@ -109,9 +116,9 @@ def encode(mask: Tensor, cfg: Config) -> Tensor:
     return 1 - 2 * mask if cfg.cdal.inverted else 2 * mask - 1
 
 
-def decode(coded: Tensor, how: CdalConfig) -> Tensor:
+def decode(coded: Tensor, cdal: CdalConfig) -> Tensor:
     """Values in the recipe's coding as probabilities in [0, 1]."""
-    return ((1 - coded if how.inverted else coded + 1) / 2).clamp(0.0, 1.0)
+    return ((1 - coded if cdal.inverted else coded + 1) / 2).clamp(0.0, 1.0)
 
 
 def to_samples(volumes: Tensor, ndim: int) -> Tensor:

@@ -7,7 +7,6 @@ one cell on Z. Everything random is a function of a seed, the number of the samp
 import torch
 from torch import Tensor
 
-from ncaseg import ensemble
 from ncaseg.config import Config, DiffusionConfig
 from ncaseg.data.dataset import Volume
 from ncaseg.diffusion import sampler
@@ -15,6 +14,7 @@ from ncaseg.diffusion.sampler import Watch
 from ncaseg.diffusion.schedule import Schedule, make_schedule
 from ncaseg.models.base import Segmenter
 from ncaseg.models.medsegdiffnca.model import MedSegDiffNCA
+from ncaseg.sampling.summary import Sampled, summarise
 from ncaseg.streams import normal
 
 MEMBER_BUDGET_BYTES = 512 * 2**20  # of states that run at once; more members take turns
@@ -25,7 +25,7 @@ STATES_AT_WORK = 8  # per member: state, its successor, what attention makes of 
 def sample_masks(
     model: Segmenter,
     image: Tensor,
-    how: DiffusionConfig,
+    diffusion: DiffusionConfig,
     *,
     seed: int,
     first_sample: int = 0,
@@ -45,7 +45,7 @@ def sample_masks(
     net = denoiser(model)
 
     def predict(x_t: Tensor, t: int) -> Tensor:
-        times = clock(torch.full((len(image),), t), how).to(image)
+        times = clock(torch.full((len(image),), t), diffusion).to(image)
         # Every time step has fire bits of its own, the same ones whatever times are visited.
         first_step = t * net.num_steps
         answer, _ = net.denoise(image, x_t, times, seed=seed, first_step=first_step, first_sample=first_sample)
@@ -54,9 +54,9 @@ def sample_masks(
     def draw_noise(t: int) -> Tensor:
         return normal((len(image), 1, *image.shape[2:]), seed=seed, first_sample=first_sample, step=t).to(image)
 
-    sample = {"ddpm": sampler.sample_ddpm, "ddim": sampler.sample_ddim}[how.sampler]
-    options = {"steps": how.sample_steps, "target": how.target, "clip": how.clip, "watch": watch}
-    return sample(predict, draw_noise, schedule_of(how), **options)  # type: ignore[arg-type]
+    sample = {"ddpm": sampler.sample_ddpm, "ddim": sampler.sample_ddim}[diffusion.sampler]
+    options = {"steps": diffusion.sample_steps, "target": diffusion.target, "clip": diffusion.clip, "watch": watch}
+    return sample(predict, draw_noise, schedule_of(diffusion), **options)  # type: ignore[arg-type]
 
 
 def sample_volume(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Tensor:
@@ -68,40 +68,42 @@ def sample_volume(model: Segmenter, volume: Volume, cfg: Config, samples: int, s
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
     image = torch.from_numpy(volume.image).to(next(model.parameters()).device)
-    member_bytes = 4 * STATES_AT_WORK * cfg.model.channels * image[0].numel()
+    member_bytes = 4 * STATES_AT_WORK * denoiser(model).channels * image[0].numel()
     at_once = max(1, MEMBER_BUDGET_BYTES // member_bytes)
-    found = []
+    members = []
     for first in range(0, samples, at_once):
         batch = image.expand(min(at_once, samples - first), *image.shape)
-        found.append(sample_masks(model, batch, cfg.diffusion, seed=seed, first_sample=first).cpu())
-    return torch.cat(found)
+        members.append(sample_masks(model, batch, cfg.diffusion, seed=seed, first_sample=first).cpu())
+    return torch.cat(members)
 
 
-def check_rule(rule: str) -> None:
-    """Raises a ValueError for rules of `ncaseg.ensemble` that are none here: samples are averaged as they are."""
-    ensemble.check_rule(rule)
-    if rule == "median":
-        raise ValueError('rule must be "mean-probability" for a model that samples masks, or be left out; got "median"')
+def sample_case(model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> Sampled:
+    """The ensemble of :func:`sample_volume` as probabilities; errors as there."""
+    coded = sample_volume(model, volume, cfg, samples, seed)
+    members = decode(coded, cfg.diffusion)
+    mean, variance, _ = summarise(members)
+    uncut = decode_uncut(coded, cfg.diffusion).mean(dim=0)
+    return Sampled(members.numpy(), mean.numpy(), variance.numpy(), uncut.numpy())
 
 
-def encode(mask: Tensor, how: DiffusionConfig) -> Tensor:
+def encode(mask: Tensor, diffusion: DiffusionConfig) -> Tensor:
     """A mask of 0 and 1 in the recipe's coding."""
-    return mask * 2 - 1 if how.mask == "signed" else mask
+    return mask * 2 - 1 if diffusion.mask == "signed" else mask
 
 
-def decode(coded: Tensor, how: DiffusionConfig) -> Tensor:
+def decode(coded: Tensor, diffusion: DiffusionConfig) -> Tensor:
     """Values in the recipe's coding as probabilities in [0, 1]; what the clip range leaves beyond them is cut."""
-    return decode_uncut(coded, how).clamp(0.0, 1.0)
+    return decode_uncut(coded, diffusion).clamp(0.0, 1.0)
 
 
-def decode_uncut(coded: Tensor, how: DiffusionConfig) -> Tensor:
+def decode_uncut(coded: Tensor, diffusion: DiffusionConfig) -> Tensor:
     """The same without the cut: below 0 is possible where the coding is 0 and 1 and the clip range begins at -1."""
-    return (coded + 1) / 2 if how.mask == "signed" else coded
+    return (coded + 1) / 2 if diffusion.mask == "signed" else coded
 
 
-def clock(t: Tensor, how: DiffusionConfig) -> Tensor:
+def clock(t: Tensor, diffusion: DiffusionConfig) -> Tensor:
     """What the network is told about times ``[B]``: float32 ``[B]``."""
-    return t.float() / how.timesteps if how.time == "fraction" else t.float()
+    return t.float() / diffusion.timesteps if diffusion.time == "fraction" else t.float()
 
 
 def denoiser(model: Segmenter) -> MedSegDiffNCA:
@@ -111,5 +113,5 @@ def denoiser(model: Segmenter) -> MedSegDiffNCA:
     return model
 
 
-def schedule_of(how: DiffusionConfig) -> Schedule:
-    return make_schedule(how.schedule, how.timesteps)
+def schedule_of(diffusion: DiffusionConfig) -> Schedule:
+    return make_schedule(diffusion.schedule, diffusion.timesteps)

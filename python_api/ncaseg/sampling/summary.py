@@ -2,10 +2,24 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ncaseg.ensemble import nqm
+
+
+class Sampled(NamedTuple):
+    """An ensemble of samples of one case, as probabilities on the network's grid, the background first where it is one.
+
+    ``members`` ``[N, C, *S]``; their ``mean`` and population ``variance`` ``[C, *S]``; ``uncut`` ``[C, *S]``, the mean
+    of what the network answered before it was cut to [0, 1], where that differs.
+    """
+
+    members: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    uncut: np.ndarray | None = None
 
 
 class Summary(NamedTuple):

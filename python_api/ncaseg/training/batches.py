@@ -6,7 +6,6 @@ Everything random is a function of (seed, purpose, step, ...), so that there is 
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from ncaseg.data.augment import augment
 from ncaseg.data.crop import random_box
 from ncaseg.data.dataset import CaseStore, encode_label, pad_end
 from ncaseg.data.standard import standardise, unstandardise
-from ncaseg.streams import AUGMENT, BOX, ORDER, SLICE, stream
+from ncaseg.streams import AUGMENT, BOX, ORDER, SLICE, generator, numbers, stream
 
 
 def steps_per_epoch(num_cases: int, cfg: TrainConfig) -> int:
@@ -27,7 +26,7 @@ def draw_batches(ids: Sequence[str], cfg: TrainConfig, step: int) -> list[tuple[
     """The batches of optimiser step ``step``: a new permutation each epoch, the last, smaller group is kept."""
     group = cfg.batch_size * cfg.accumulate
     epoch, place = divmod(step, steps_per_epoch(len(ids), cfg))
-    order = np.random.default_rng(stream(cfg.seed, ORDER, epoch)).permutation(len(ids))
+    order = numbers(stream(cfg.seed, ORDER, epoch)).permutation(len(ids))
     chosen = [ids[i] for i in order[place * group : (place + 1) * group]]
     return [tuple(chosen[i : i + cfg.batch_size]) for i in range(0, len(chosen), cfg.batch_size)]
 
@@ -77,14 +76,14 @@ def load_sample(volumes: CaseStore, case: str, cfg: Config, step: int, place: in
     content = volume.image[(slice(None), *(slice(n) for n in volume.content_size))]
     image, target = torch.from_numpy(unstandardise(content, cfg.data)), torch.from_numpy(masks)
     if cfg.data.crop:
-        generator = torch.Generator().manual_seed(stream(cfg.train.seed, BOX, step, place))
-        image, target = random_box(image, target, cfg.data.crop, cfg.data.crop_places, generator)
+        draw = generator(cfg.train.seed, BOX, step, place)
+        image, target = random_box(image, target, cfg.data.crop, cfg.data.crop_places, draw)
         grid = tuple(image.shape[1:])
     if cfg.augment.is_on:
         pairs = zip(volume.spacing_mm, volume.native_size, volume.content_size, strict=True)
         spacing_mm = [mm * native / cells for mm, native, cells in pairs]
-        generator = torch.Generator().manual_seed(stream(cfg.train.seed, AUGMENT, step, place))
-        image, target = augment(image, target, cfg.augment, generator, spacing_mm)
+        draw = generator(cfg.train.seed, AUGMENT, step, place)
+        image, target = augment(image, target, cfg.augment, draw, spacing_mm)
     shown = standardise(pad_end(image.numpy(), grid), cfg.data)
     return torch.from_numpy(shown), torch.from_numpy(pad_end(target.numpy(), grid))
 
@@ -92,6 +91,6 @@ def load_sample(volumes: CaseStore, case: str, cfg: Config, step: int, place: in
 def draw_slices(image: Tensor, target: Tensor, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """``count`` random slices of the third axis, each ``[C, X, Y, 1]``; they differ as long as there are enough."""
     depth = image.shape[3]
-    order = torch.randperm(depth, generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(depth, generator=generator(seed)).tolist()
     chosen = [order[i % depth] for i in range(count)]
     return [(image[..., z : z + 1], target[..., z : z + 1]) for z in chosen]

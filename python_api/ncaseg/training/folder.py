@@ -27,8 +27,8 @@ except ImportError:  # not on Windows, where two processes on a folder go unnoti
 
 
 @dataclasses.dataclass
-class Position:
-    """How far a run is: ``step`` steps, ``updates`` of them with a gradient, ``averaged`` when the mean last moved."""
+class State:
+    """How far a run is: steps done, updates of the weights, and how many of these the running mean had last seen."""
 
     step: int = 0
     updates: int = 0
@@ -44,78 +44,78 @@ class RunFolder:
 
     def __init__(self, path: Path, split: Split) -> None:
         self.path, self._split = path, split
-        self.state, self.model = path / "state.pt", path / "model.safetensors"
+        self.state_path, self.model_path = path / "state.pt", path / "model.safetensors"
         self._previous = path / "state.previous.pt"
         self._saved: int | None = None  # the step of the state on disk
 
-    def save(self, task: Task, average: AveragedModel | None, position: Position) -> None:
+    def save(self, task: Task, average: AveragedModel | None, state: State) -> None:
         """Write both files, unless they are of this very step.
 
         Raises:
             FloatingPointError: a weight is not finite; nothing has been written.
         """
-        if self._saved == position.step:
+        if self._saved == state.step:
             return
         best = best_weights(task.model, average)
         if not all(torch.isfinite(tensor).all() for tensor in best.state_dict().values()):
-            raise FloatingPointError(f"weights are not finite after step {position.step}; {self._last_good()}")
-        if self.state.exists():
+            raise FloatingPointError(f"weights are not finite after step {state.step}; {self._last_good()}")
+        if self.state_path.exists():
             with files.replacing(self._previous) as temporary:
-                shutil.copyfile(self.state, temporary)
-        content = dataclasses.asdict(position) | {"split_sha256": self._split.sha256} | task.state()
-        save_state(self.state, content | ({} if average is None else {"average": average.state_dict()}))
-        self._saved = position.step
-        self._save_model(task, average, position)
+                shutil.copyfile(self.state_path, temporary)
+        content = dataclasses.asdict(state) | {"split_sha256": self._split.sha256} | task.state()
+        save_state(self.state_path, content | ({} if average is None else {"average": average.state_dict()}))
+        self._saved = state.step
+        self._save_model(task, average, state)
 
-    def restore(self, task: Task, average: AveragedModel | None) -> Position:
+    def restore(self, task: Task, average: AveragedModel | None) -> State:
         """Take over the saved state, if there is one; the start of the run, if not.
 
         Raises:
             ValueError: the state belongs to another split, or the folder holds a result without its state.
         """
-        if not self.state.exists():
-            if self.model.exists():
+        if not self.state_path.exists():
+            if self.model_path.exists():
                 raise ValueError(
-                    f"{self.path} holds {self.model.name} without {self.state.name}: training would begin anew and "
-                    "replace it. Choose another folder, or move the model away"
+                    f"{self.model_path} has no {self.state_path.name} beside it: training would begin anew and replace "
+                    "it. Choose another folder, or move the model away"
                 )
-            return Position()
-        state = load_state(self.state)
-        if state["split_sha256"] != self._split.sha256:
-            raise ValueError(f"{self.state} belongs to another split than the one in {self.path / 'split.json'}")
-        task.restore(state)
+            return State()
+        saved = load_state(self.state_path)
+        if saved["split_sha256"] != self._split.sha256:
+            raise ValueError(f"{self.state_path} belongs to another split than the one in {self.path / 'split.json'}")
+        task.restore(saved)
         if average is not None:
-            average.load_state_dict(state["average"])
+            average.load_state_dict(saved["average"])
         # States of older versions do not say; theirs is right where the last update has been averaged.
-        position = Position(state["step"], state["updates"], state.get("averaged", state["updates"]))
-        self._saved = position.step
-        if not self.model.exists() or read_weights(self.model).metadata.get("step") != str(position.step):
-            self._save_model(task, average, position)
-        return position
+        state = State(saved["step"], saved["updates"], saved.get("averaged", saved["updates"]))
+        self._saved = state.step
+        if not self.model_path.exists() or read_weights(self.model_path).metadata.get("step") != str(state.step):
+            self._save_model(task, average, state)
+        return state
 
     def roll_back(self, step: int) -> str:
         """Drop the state of ``step``, from which nothing finite followed; say where the last good one is."""
         if self._saved == step:
-            self.model.unlink(missing_ok=True)  # made again from the state when the run is resumed
+            self.model_path.unlink(missing_ok=True)  # made again from the state when the run is resumed
             if self._previous.exists():
-                os.replace(self._previous, self.state)
+                os.replace(self._previous, self.state_path)
             else:
-                self.state.unlink()
+                self.state_path.unlink()
         return self._last_good()
 
     def _last_good(self) -> str:
-        if not self.state.exists():
+        if not self.state_path.exists():
             return "no good state was saved before"
-        return f"the last good state, of step {load_state(self.state)['step']}, is in {self.state}"
+        return f"the last good state, of step {load_state(self.state_path)['step']}, is in {self.state_path}"
 
-    def _save_model(self, task: Task, average: AveragedModel | None, position: Position) -> None:
+    def _save_model(self, task: Task, average: AveragedModel | None, state: State) -> None:
         best = best_weights(task.model, average)
         metadata = {
-            "step": str(position.step),
+            "step": str(state.step),
             "split_sha256": self._split.sha256,
             "weights": "last" if best is task.model else "average",
         }
-        save_model(self.model, best, task.cfg, metadata)
+        save_model(self.model_path, best, task.cfg, metadata)
 
 
 def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:

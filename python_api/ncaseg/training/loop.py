@@ -9,6 +9,7 @@ import functools
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from ncaseg.data.dataset import CaseStore, grid_sizes
 from ncaseg.data.index import find_cases, find_groups
 from ncaseg.data.split import Split
 from ncaseg.data.survey import survey
-from ncaseg.levels import Triple, check_reflection, or_native, pad_size, smaller, working_sizes
+from ncaseg.levels import Triple
 from ncaseg.models import build_model
 from ncaseg.models.base import Segmenter
 from ncaseg.streams import WEIGHTS, stream
 from ncaseg.training.batches import draw_batches, steps_per_epoch
-from ncaseg.training.folder import RunFolder, best_weights, claimed, fix_split
+from ncaseg.training.folder import RunFolder, State, best_weights, claimed, fix_split
 from ncaseg.training.interrupts import Interrupted, Interrupts, hearing_signals
 from ncaseg.training.logs import Progress, RunLog
 from ncaseg.training.memory import check_memory
@@ -69,17 +70,17 @@ def train(
     device = _device(cfg.train.device)
     cases = find_cases(data_dir, images=images, labels=labels)
     sizes = grid_sizes(cases, cfg.data)
-    check_sizes(sizes, cfg)
-    print(check_memory(cfg, list(sizes.values()), device), file=sys.stderr)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(cfg.train.seed, WEIGHTS))
+        model = build_model(cfg.model, cfg.cdal).to(device)
+        task = make_task(cfg, model)
+    check_sizes(sizes, task)
+    print(check_memory(task, list(sizes.values()), device), file=sys.stderr)
     with claimed(out, cfg, resume):
         split = fix_split(out / "split.json", cases, cfg, find_groups(data_dir, sizes))
         volumes = CaseStore(cases, cfg.data)
         for line in survey(volumes, [*split.train, *split.validation], cfg.data):
             print(f"note: {line}", file=sys.stderr)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(cfg.train.seed, WEIGHTS))
-            model = build_model(cfg.model, cfg.cdal).to(device)
-            task = make_task(cfg, model)
         _Run(task, split, volumes, RunFolder(out, split)).finish()
     return out / "model.safetensors"
 
@@ -112,7 +113,7 @@ class _Run:
                         self.save()
             except Interrupted as stop:
                 self.save()
-                stop.saved = f"the state after step {self.now.step} of {self.total} is in {self.folder.state}"
+                stop.saved = f"the state after step {self.now.step} of {self.total} is in {self.folder.state_path}"
                 raise
 
     def step(self, interrupts: Interrupts, log: RunLog) -> dict[str, Any]:
@@ -150,40 +151,23 @@ class _Run:
             )
         now.updates += outcome.learned
         now.step += 1
-        if self.average is not None and is_averaged(self.cfg, now.step, now.updates, now.averaged, per_epoch):
+        if self.average is not None and is_averaged(self.cfg, now, per_epoch):
             self.average.update_parameters(self.task.model)
             now.averaged = now.updates
         return outcome
 
 
-def check_sizes(sizes: dict[str, Triple], cfg: Config) -> None:
+def check_sizes(sizes: Mapping[str, Triple], task: Task) -> None:
     """Make sure that every volume fits every level, in training and whole, before hours of training have passed.
 
     Raises:
         ValueError: one does not; the message names the case, the level and the axis.
     """
-    model = cfg.model
-    has_automata = model.kind != "unet" and (model.kind != "cdal" or cfg.cdal.generator == "nca")
-    if not has_automata or model.padding != "reflect":
-        return
     for case, size in sizes.items():
-        for levels in _level_sizes(size, cfg):
-            try:
-                check_reflection(levels, model.kernel_sizes, model.ndim)
-            except ValueError as error:
-                raise ValueError(f"case {case}: {error}") from error
-
-
-def _level_sizes(size: Triple, cfg: Config) -> list[list[Triple]]:
-    """What the levels work on for a volume of this grid: in training, where a box may be cut, and in prediction."""
-    model, whole = cfg.model, [()] * len(cfg.model.steps)
-    box = or_native(cfg.data.crop, size)
-    if model.kind == "cdal":
-        window = smaller(or_native(cfg.cdal.window, size), size)
-        return [working_sizes(cells, model.scales, whole) for cells in (box, window)]
-    box, size = (pad_size(cells, model.scales, model.pad) for cells in (box, size))
-    trained = working_sizes(box, model.scales, model.training_patches)
-    return [trained, working_sizes(size, model.scales, whole)]
+        try:
+            task.check_size(size)
+        except ValueError as error:
+            raise ValueError(f"case {case}: {error}") from error
 
 
 def learning_rate(cfg: TrainConfig, updates: int, total: int, epoch: int = 0, per_epoch: int = 1) -> float:
@@ -204,12 +188,10 @@ def make_average(model: Segmenter, cfg: TrainConfig) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay))
 
 
-def is_averaged(cfg: TrainConfig, step: int, updates: int, averaged: int, per_epoch: int) -> bool:
-    """Whether the weights after ``step`` steps, ``updates`` of them with a gradient, enter the running mean.
-
-    They do not where they are still those that entered it after ``averaged`` updates.
-    """
-    return updates > max(cfg.ema_start, averaged) and (cfg.ema_interval == "step" or step % per_epoch == 0)
+def is_averaged(cfg: TrainConfig, state: State, per_epoch: int) -> bool:
+    """Whether the weights that a run has come to enter the running mean, which takes none twice."""
+    is_now = cfg.ema_interval == "step" or state.step % per_epoch == 0
+    return is_now and state.updates > max(cfg.ema_start, state.averaged)
 
 
 def _mean(values: list[float]) -> float | None:

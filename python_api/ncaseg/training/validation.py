@@ -38,6 +38,6 @@ def mean_dice(
     for number, case in enumerate(ids):
         volume = volumes[case]
         maps = answer(torch.from_numpy(volume.image)[None].to(device), seed=seed, first_sample=number)
-        found = np.asarray(find(volume.to_native(maps[0].cpu().numpy())))
-        scores.append(hard_dice(found, np.asarray(volume.require_label() > 0)))
+        mask = np.asarray(find(volume.to_native(maps[0].cpu().numpy())))
+        scores.append(hard_dice(mask, np.asarray(volume.require_label() > 0)))
     return sum(scores) / len(scores) if scores else None

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from seg.tiny import task_of
 
 from ncaseg import config
 from ncaseg.levels import working_sizes
@@ -60,11 +61,11 @@ def test_cdal_has_the_counts_that_are_stated(name, generator, discriminator):
 def test_geometry_fits_in_training_and_whole(name):
     cfg = config.load_recipe(name)
     size = tuple(n if n > 0 else 1 for n in cfg.data.size)
-    loop.check_sizes({"x": size}, cfg)
+    loop.check_sizes({"x": size}, task_of(cfg))
     short = (*size[:2], 2) if cfg.model.ndim == 3 else (4, *size[1:])
     if cfg.model.kind == "m3d" and cfg.model.kernel_sizes[0] > 3:
         with pytest.raises(ValueError, match="case x: image is too small: level 0 has 1 cells on axis Z|has 2 cells"):
-            loop.check_sizes({"x": short}, cfg)
+            loop.check_sizes({"x": short}, task_of(cfg))
 
 
 def test_prostate_set_up_is_the_published_one():

@@ -15,7 +15,7 @@ from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.standard import standardise, unstandardise
 from ncaseg.evaluation import protocols
-from ncaseg.evaluation.medsegdiff import grid_mask
+from ncaseg.evaluation.scores import grid_mask
 from ncaseg.sampling.windows import mean_of_windows, windows
 from ncaseg.training.batches import load_batch, load_sample
 

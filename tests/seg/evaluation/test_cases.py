@@ -15,13 +15,13 @@ from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import Split, make_split, save_split
 from ncaseg.ensemble import RULES
-from ncaseg.evaluation import cases as cases_module
 from ncaseg.evaluation import metrics
+from ncaseg.evaluation import scores as scores_module
 from ncaseg.evaluation.cases import compare_samples, find_labelled_cases, restrict, score_cases
 from ncaseg.evaluation.result import METRICS
 from ncaseg.evaluation.scores import score_volume
 from ncaseg.evaluation.text import format_table, write_csv, write_json
-from ncaseg.inference.case import predict_case
+from ncaseg.inference.case import answer
 
 PROBABILITIES = np.array([[0.9, 0.8, 0.6, 0.1]], np.float32)  # one channel, four cells
 LABELS = np.array([1, 1, 1, 0], np.uint8)
@@ -79,7 +79,7 @@ def test_case_without_label_cannot_be_scored():
 
 def test_skipped_cases_are_left_out_of_the_mean(tmp_path, monkeypatch):
     rows = iter([{"hard_dice": 0.5, "iou": 0.4, "soft_dice": 0.6}, dict.fromkeys(METRICS)])
-    monkeypatch.setattr(cases_module, "score_volume", lambda *_: {**next(rows), "classes": {}})
+    monkeypatch.setattr(scores_module, "score_volume", lambda *_: {**next(rows), "classes": {}})
     write_scan(tmp_path / "a.nii")
     write_scan(tmp_path / "b.nii")
     cfg = tiny_config()
@@ -209,6 +209,6 @@ def test_the_published_scores_are_those_of_the_grid_of_the_network(phantoms, fit
         hard = 2 * (p > 0.5)[truth].sum() / ((p > 0.5).sum() + truth.sum())
         assert row["protocols"]["E-M3D"] == pytest.approx({"soft_dice": soft, "hard_dice": hard}, rel=1e-5)
         assert row["soft_dice"] != pytest.approx(soft, rel=1e-3)
-        native = predict_case(model, volume, cfg, 3, 4)[0]
+        native = answer(model, volume, cfg, 3, 4).probabilities
         assert row["soft_dice"] == metrics.soft_dice(native[0], volume.label > 0)
     assert "network's grid" in scores["conditions"]["E-M3D"] and "E-M3D  soft_dice" in format_table(scores)

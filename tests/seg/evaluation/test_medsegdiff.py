@@ -14,10 +14,11 @@ from ncaseg.data.dataset import load_case
 from ncaseg.data.index import find_cases
 from ncaseg.data.lesions import write_lesions
 from ncaseg.data.phantom import write_phantoms
-from ncaseg.evaluation import medsegdiff, protocols
+from ncaseg.evaluation import baselines, medsegdiff, protocols
 from ncaseg.evaluation.cases import score_cases
+from ncaseg.evaluation.scores import grid_truth
 from ncaseg.evaluation.text import format_table
-from ncaseg.inference.case import predict_case
+from ncaseg.inference.case import answer
 from ncaseg.models import build_model
 from ncaseg.sampling.medsegdiff import sample_volume
 
@@ -54,7 +55,8 @@ def test_a_case_is_the_mean_of_its_clipped_samples(data):
     volume = load_case(find_cases(data)[0], cfg.data)
     coded = sample_volume(model, volume, cfg, 3, 5)
     expected = volume.to_native(coded.clamp(0, 1).numpy()).mean(0)
-    probabilities, labels, variance = predict_case(model, volume, cfg, 3, 5, with_variance=True)
+    found = answer(model, volume, cfg, 3, 5, with_spread=True)
+    probabilities, labels, variance = found.probabilities, found.labels, found.variance
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     assert probabilities.shape == (1, 20, 26, 1) and labels.shape == variance.shape == (20, 26, 1)
     assert np.array_equal(labels, (probabilities[0] > 0.5).astype(np.uint8))
@@ -68,7 +70,7 @@ def test_both_protocols_are_reported(data):
     dice = np.mean([row["hard_dice"] for row in scores["cases"]])
     assert scores["mean"]["hard_dice"] == pytest.approx(dice) == scores["protocols"]["E-CLEAN native"]["dice"]
     volume = load_case(cases[1], cfg.data)
-    _, labels, _ = predict_case(model, volume, cfg, 2, 0)
+    labels = answer(model, volume, cfg, 2, 0).labels
     by_hand = protocols.e_clean(labels.astype(float), volume.label > 0)
     assert scores["cases"][1]["protocols"]["E-CLEAN native"] == by_hand
     assert "ddim, 2 of 100 steps" in scores["conditions"]["sampler"]
@@ -76,15 +78,15 @@ def test_both_protocols_are_reported(data):
     json.dumps(scores, allow_nan=False)
 
 
-def test_floors(data):
+def test_baselines(data):
     _, cfg = model_of()
     cases = find_cases(data)
-    floors = medsegdiff.score_floors(cfg, cases[:2], cases[2:])
-    assert set(floors) == {"everything", "otsu", "constant"}
-    shares = [(medsegdiff.grid_truth(load_case(case, cfg.data)) > 0.5).mean() for case in cases[:2]]
-    assert floors["everything"]["iou"] == pytest.approx(np.mean(shares))
-    assert floors["otsu"]["dice"] > floors["everything"]["dice"]  # synthetic lesions are dark
-    assert "constant" not in medsegdiff.score_floors(cfg, cases)
+    scores = baselines.score_baselines(cfg, cases[:2], cases[2:])
+    assert set(scores) == {"everything", "otsu", "constant"}
+    shares = [(grid_truth(load_case(case, cfg.data)) > 0.5).mean() for case in cases[:2]]
+    assert scores["everything"]["iou"] == pytest.approx(np.mean(shares))
+    assert scores["otsu"]["dice"] > scores["everything"]["dice"]  # synthetic lesions are dark
+    assert "constant" not in baselines.score_baselines(cfg, cases)
 
 
 @pytest.mark.parametrize("recipe", ["medsegdiff-small", "medsegdiff-small-oneshot"])
@@ -93,7 +95,7 @@ def test_train_evaluate_predict_from_the_command_line(recipe, data, tmp_path, ca
     assert main(["train", recipe, "--data", str(data), "-o", str(run), *SMALL]) == 0
     model = str(run / "model.safetensors")
     found = tmp_path / "scores.json"
-    split = ["--split", str(run / "split.json"), "--floors"]
+    split = ["--split", str(run / "split.json"), "--baselines"]
     command = ["evaluate", model, "--data", str(data), "--samples", "2", "--json", str(found), *split]
     assert main([*command, "--csv", str(tmp_path / "scores.csv")]) == 0
     scores = json.loads(found.read_text())
@@ -144,6 +146,7 @@ def test_a_volume_can_be_denoised_too(tmp_path):
         ],
     )
     volume = load_case(find_cases(write_phantoms(tmp_path, 1, size=(12, 13, 12)))[0], config.DataConfig(labels=(1, 2)))
-    scores = medsegdiff.score_case(build_model(cfg.model), volume, cfg, 2, 0)
+    found = answer(build_model(cfg.model), volume, cfg, 2, 0, with_spread=True, with_grid=True)
+    scores = medsegdiff.MaskScoring().score(found, volume, cfg, "one")
     assert set(scores["protocols"]) == {"E-CLEAN native", "E-CLEAN grid"}
     save_model(tmp_path / "m.safetensors", build_model(cfg.model), cfg)

@@ -1,4 +1,4 @@
-"""E-CLEAN, E-AUTHOR and the floors, against numbers computed by hand."""
+"""E-CLEAN, E-AUTHOR and the baselines, against numbers computed by hand."""
 
 import numpy as np
 import pytest

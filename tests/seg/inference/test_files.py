@@ -12,7 +12,7 @@ from ncaseg.checkpoint.model import save_model
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import Case
 from ncaseg.inference import case as case_module
-from ncaseg.inference.case import labels_of, predict_case
+from ncaseg.inference.case import answer, labels_of
 from ncaseg.inference.files import predict_path, save_labels
 
 
@@ -36,16 +36,17 @@ def test_members_in_one_call_equal_members_one_by_one(volume):
     model = tiny_model(cfg)
     logits = torch.stack([member(model, volume, 5, i) for i in range(4)])
     assert logits.std(0).max() > 1e-2  # the members differ, so the comparison means something
-    probabilities, _, variance = predict_case(model, volume, cfg, 4, 5, with_variance=True)
+    found = answer(model, volume, cfg, 4, 5, with_spread=True)
+    probabilities, variance = found.probabilities, found.variance
     np.testing.assert_allclose(probabilities, torch.sigmoid(logits.mean(0)).numpy(), atol=1e-5)
     np.testing.assert_allclose(variance, torch.sigmoid(logits).var(0, unbiased=False)[0].numpy(), atol=1e-5)
 
 
 def test_turns_of_members_give_the_same_result(volume, monkeypatch):
     cfg = tiny_config()
-    whole, *_ = predict_case(tiny_model(cfg), volume, cfg, 5, 0)
+    whole = answer(tiny_model(cfg), volume, cfg, 5, 0).probabilities
     monkeypatch.setattr(case_module, "MEMBER_BUDGET_BYTES", 1)
-    turns, *_ = predict_case(tiny_model(cfg), volume, cfg, 5, 0)
+    turns = answer(tiny_model(cfg), volume, cfg, 5, 0).probabilities
     np.testing.assert_allclose(turns, whole, atol=1e-6)
 
 
@@ -53,7 +54,7 @@ def test_prediction_leaves_model_and_random_state_alone(volume):
     cfg = tiny_config()
     model = tiny_model(cfg)
     before = torch.get_rng_state()
-    predict_case(model, volume, cfg, 2, 0)
+    answer(model, volume, cfg, 2, 0)
     assert model.levels[0].spec.norm == "batch"
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -61,7 +62,7 @@ def test_prediction_leaves_model_and_random_state_alone(volume):
 def test_seed_names_the_prediction(volume):
     cfg = tiny_config()
     model = tiny_model(cfg)
-    first, again, other = (predict_case(model, volume, cfg, 2, seed)[0] for seed in (3, 3, 4))
+    first, again, other = (answer(model, volume, cfg, 2, seed).probabilities for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -70,7 +71,8 @@ def test_probability_of_one_half_is_background(volume):
     cfg = tiny_config()
     model = tiny_model(cfg)
     torch.nn.init.zeros_(model.levels[0].out_weight)
-    probabilities, labels, variance = predict_case(model, volume, cfg, 2, 0)
+    found = answer(model, volume, cfg, 2, 0)
+    probabilities, labels, variance = found.probabilities, found.labels, found.variance
     assert np.all(probabilities == 0.5)
     assert labels.dtype == np.uint8 and not labels.any()
     assert variance is None
@@ -98,7 +100,8 @@ def test_padding_of_the_recipe_is_cut_off(tmp_path):
     cfg = tiny_config(size=[10, 12, 8])
     volume = load_scan(write_scan(tmp_path / "scan.nii", (7, 9, 6)), cfg)
     assert volume.image.shape == (1, 10, 12, 8)
-    probabilities, labels, variance = predict_case(tiny_model(cfg), volume, cfg, 2, 0, with_variance=True)
+    found = answer(tiny_model(cfg), volume, cfg, 2, 0, with_spread=True)
+    probabilities, labels, variance = found.probabilities, found.labels, found.variance
     assert probabilities.shape == (1, 7, 9, 6)
     assert labels.shape == variance.shape == (7, 9, 6)
 
@@ -107,7 +110,7 @@ def test_padding_of_the_recipe_is_cut_off(tmp_path):
 def test_ensemble_without_members_is_refused(volume, samples):
     cfg = tiny_config()
     with pytest.raises(ValueError, match="samples must be at least 1"):
-        predict_case(tiny_model(cfg), volume, cfg, samples, 0)
+        answer(tiny_model(cfg), volume, cfg, samples, 0)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -142,7 +145,7 @@ def test_oblique_and_flipped_geometry_survives(tmp_path, kind, suffix):
     assert after.get_data_dtype() == np.uint8
     assert after.header["cal_max"] == 0
     volume = load_scan(tmp_path / f"scan{suffix}", cfg)
-    _, labels, _ = predict_case(tiny_model(cfg), volume, cfg, cfg.predict.samples, cfg.predict.seed)
+    labels = answer(tiny_model(cfg), volume, cfg, cfg.predict.samples, cfg.predict.seed).labels
     assert 0 < labels.sum() < labels.size
     assert np.array_equal(np.asarray(after.dataobj), labels)  # neither scaled nor reordered
 

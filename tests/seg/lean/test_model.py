@@ -15,10 +15,10 @@ import ncakern
 from ncaseg.budget import resident_bytes
 from ncaseg.checkpoint.model import save_model
 from ncaseg.cli.verbs import main
-from ncaseg.config import from_dict
+from ncaseg.config import UNetConfig, from_dict
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case
-from ncaseg.inference.case import predict_case, predict_large, run_ensemble
+from ncaseg.inference.case import answer, predict_large
 from ncaseg.inference.files import predict_path
 from ncaseg.lean.model import from_torch, load_edge_model, run_member
 from ncaseg.lean.tiled import Plan, check_loading, check_scratch, plan_prediction
@@ -83,8 +83,8 @@ MODELS = [
 def test_bits_are_those_of_the_torch_path(tmp_path, model):
     cfg, whole = two_levels(**model)
     volume = load_volume(write_scan(tmp_path / "scan.nii", (13, 11, 9)), cfg)
-    expected = run_ensemble(whole, volume, cfg, 3, 5, with_spread=True)
-    found = run_ensemble(from_torch(whole, cfg.model), volume, cfg, 3, 5, with_spread=True)
+    expected = answer(whole, volume, cfg, 3, 5, with_spread=True)
+    found = answer(from_torch(whole, cfg.model), volume, cfg, 3, 5, with_spread=True)
     assert np.array_equal(found.probabilities, expected.probabilities)
     assert np.array_equal(found.variance, expected.variance)
     assert expected.probabilities.std() > 1e-2 and expected.variance.max() > 1e-3
@@ -104,7 +104,7 @@ def test_larger_volume_has_the_bits_of_a_run_alone(norm):
 def test_other_poolings_agree_up_to_rounding(tmp_path, pool):
     cfg, whole = two_levels(pool=pool, norm="none")
     volume = load_volume(write_scan(tmp_path / "scan.nii", (13, 11, 9)), cfg)
-    expected, found = (run_ensemble(m, volume, cfg, 2, 5).probabilities for m in (whole, from_torch(whole, cfg.model)))
+    expected, found = (answer(m, volume, cfg, 2, 5).probabilities for m in (whole, from_torch(whole, cfg.model)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -144,7 +144,8 @@ def test_tiles_agree_with_the_whole(tmp_path, norm, tolerance, fit):
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, size=(40, 20, 24), fit=fit))
     model = from_torch(whole, cfg.model)
     volume = load_volume(write_scan(tmp_path / "scan.nii", (33, 20, 22)), cfg)
-    _, labels, variance = predict_case(model, volume, cfg, 2, 7, with_variance=True)
+    found = answer(model, volume, cfg, 2, 7, with_spread=True)
+    labels, variance = found.labels, found.variance
     budget = resident_bytes() + 130 * 2**20
     plan = plan_prediction(model, volume, samples=2, budget_bytes=10 * budget)
     assert plan.tiles is None and str(plan).endswith("at once")
@@ -181,9 +182,9 @@ def test_too_small_an_image_names_level_and_kernel():
 
 
 def test_other_models_than_automata_are_refused():
-    cfg, whole = two_levels()
+    _, whole = two_levels()
     with pytest.raises(ValueError, match="model.kind must be 'm3d' without torch or with a memory budget; got 'unet'"):
-        from_torch(whole, dataclasses.replace(cfg.model, kind="unet"))
+        from_torch(whole, UNetConfig())
 
 
 def test_slices_cannot_be_tiled():

@@ -1,11 +1,13 @@
 """cDAL's automata: the start, the wiring of levels, noise on coarse grids, modulation against float64, memory."""
 
+import dataclasses
 import doctest
 
 import pytest
 import torch
 from helpers import assert_matches
 
+from ncaseg.config import CdalConfig, CdalModelConfig
 from ncaseg.models.cdal import nca
 from ncaseg.models.cdal.layers import LatentMap
 from ncaseg.models.cdal.modulation import Modulation
@@ -24,9 +26,17 @@ TWO = {"kernel_sizes": (3, 3), "steps": (3, 4), "scales": ((4, 4, 1),)}
 SOLID = {"ndim": 3, "kernel_sizes": (5, 3), "steps": (2, 3), "scales": ((2, 2, 2),)}
 
 
+def small(**more):
+    """Entries of ``cdal`` go there, all others to ``model``."""
+    entries = {"ndim": 2, "norm": "none", "num_filters": 2, "pool": "average", **SMALL, **more}
+    names = {field.name for field in dataclasses.fields(CdalConfig)}
+    own = {name: entries.pop(name) for name in list(entries) if name in names}
+    return NCAGenerator(CdalModelConfig(**entries), CdalConfig(**{"latent_layers": 1, **own}))
+
+
 def trained(**more):
     """A generator whose steps do something, and whose modulation is far from 1 and 0."""
-    model = NCAGenerator(**{"ndim": 2, **SMALL, **more})
+    model = small(**more)
     for level in model.levels:
         torch.nn.init.normal_(level.out_weight, std=0.1)
     for modulation in model.modulations:
@@ -49,7 +59,7 @@ def one(given, i):
 
 @pytest.mark.parametrize(("more", "size"), [({}, (17, 12)), (TWO, (17, 12)), (SOLID, (7, 9, 6))], ids=str)
 def test_an_untrained_generator_answers_zero_so_that_its_loss_is_one(more, size):
-    model = NCAGenerator(**{"ndim": 2, **SMALL, "label_channels": 3, **more})
+    model = small(out_channels=2, **more)
     given = inputs(model, size=size)
     answer = model(*given, seed=0)
     assert torch.equal(answer, torch.zeros_like(given[0]))
@@ -108,7 +118,7 @@ def test_cells_are_the_middles_of_their_blocks():
 
 
 def test_what_is_handed_from_level_to_level():
-    model = trained(**TWO, image_channels=2)
+    model = trained(**TWO, in_channels=2)
     states, begin = [], model._begin
 
     def note(*args):
@@ -199,7 +209,7 @@ def test_fire_bits_are_named_by_seed_and_drawn_without_one():
 
 def test_it_learns_a_label_that_the_image_shows():
     torch.manual_seed(0)
-    model = NCAGenerator(ndim=2, **{**SMALL, "steps": (6,), "fire_rate": 1.0})
+    model = small(steps=(6,), fire_rate=1.0)
     optimizer = torch.optim.Adam(model.parameters(), 2e-2)
     image = torch.randn(4, 1, 12, 12)
     label = image.sign()
@@ -244,10 +254,10 @@ def test_wrong_inputs_are_named(change, words):
 
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="channels must hold noisy label, image, logits: at least 7; got 6"):
-        trained(label_channels=3, channels=6)
-    with pytest.raises(ValueError, match="steps must have one entry per kernel size"):
+        trained(out_channels=2, channels=6)
+    with pytest.raises(ValueError, match="model.steps must have one entry per level"):
         trained(steps=(2, 3))
-    with pytest.raises(ValueError, match="scales must have 1 as their last entry in 2D"):
+    with pytest.raises(ValueError, match="model.scales must keep the third axis"):
         trained(kernel_sizes=(3, 3), steps=(2, 3), scales=((2, 2, 2),))
     with pytest.raises(ValueError, match="level 0 has 1 cells on axis X"):
         model = trained(**TWO)

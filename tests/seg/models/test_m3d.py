@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ncakern import NCA
-from ncaseg.config import ModelConfig
+from ncaseg.config import M3DConfig
 from ncaseg.levels import working_sizes
 from ncaseg.models import build_model
 from ncaseg.models.crops import crop, draw_offsets
@@ -14,6 +14,10 @@ from ncaseg.models.m3d import M3D
 from ncaseg.models.multilevel import enlarge_state, pad_to_multiple, pool_image
 
 TWO = ((2, 2, 2),)
+
+
+def make(kind=M3D, **options):
+    return kind(M3DConfig(**options))
 
 
 def randomised(model, seed=0):
@@ -35,17 +39,17 @@ def volume(*shape, seed=0):
 )
 def test_parameter_count_is_the_published_one(kernels, count):
     levels = len(kernels)
-    model = build_model(ModelConfig(kernel_sizes=kernels, steps=(1,) * levels, scales=TWO * (levels - 1)))
+    model = build_model(M3DConfig(kernel_sizes=kernels, steps=(1,) * levels, scales=TWO * (levels - 1)))
     assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_untrained_model_gives_zero_logits():
-    logits = M3D(kernel_sizes=(3, 3), steps=(2, 2), scales=TWO)(volume(2, 1, 8, 8, 8), seed=0)
+    logits = make(kernel_sizes=(3, 3), steps=(2, 2), scales=TWO)(volume(2, 1, 8, 8, 8), seed=0)
     assert logits.shape == (2, 1, 8, 8, 8) and torch.count_nonzero(logits) == 0
 
 
 def test_one_level_is_one_rollout():
-    model = randomised(M3D(kernel_sizes=(3,), steps=(4,), channels=6, hidden=8, out_channels=2))
+    model = randomised(make(kernel_sizes=(3,), steps=(4,), channels=6, hidden=8, out_channels=2))
     image = volume(2, 1, 5, 6, 7)
     state = torch.cat([image.movedim(1, -1), torch.zeros(2, 5, 6, 7, 5)], dim=-1)
     expected = model.levels[0](state, 4, seed=9)[..., 1:3].movedim(-1, 1)
@@ -55,7 +59,9 @@ def test_one_level_is_one_rollout():
 
 
 def test_two_levels_are_two_rollouts_and_a_hand_over():
-    model = randomised(M3D(kernel_sizes=(5, 3), steps=(3, 2), scales=((2, 2, 3),), channels=6, hidden=8, in_channels=2))
+    model = randomised(
+        make(kernel_sizes=(5, 3), steps=(3, 2), scales=((2, 2, 3),), channels=6, hidden=8, in_channels=2)
+    )
     image = volume(1, 2, 8, 6, 9)
     coarse = torch.nn.functional.max_pool3d(image, (2, 2, 3)).movedim(1, -1)
     state = model.levels[0](torch.cat([coarse, torch.zeros(1, 4, 3, 3, 4)], dim=-1), 3, seed=4)
@@ -69,9 +75,9 @@ def test_two_levels_are_two_rollouts_and_a_hand_over():
 
 def test_levels_never_share_fire_bits():
     # With factor 1 and equal weights the levels are one automaton whose steps are counted through.
-    two = randomised(M3D(kernel_sizes=(3, 3), steps=(2, 3), scales=((1, 1, 1),), channels=6, hidden=8))
+    two = randomised(make(kernel_sizes=(3, 3), steps=(2, 3), scales=((1, 1, 1),), channels=6, hidden=8))
     two.levels[1].load_state_dict(two.levels[0].state_dict())
-    one = M3D(kernel_sizes=(3,), steps=(5,), channels=6, hidden=8)
+    one = make(kernel_sizes=(3,), steps=(5,), channels=6, hidden=8)
     one.levels[0].load_state_dict(two.levels[0].state_dict())
     image = volume(1, 1, 5, 4, 6)
     assert torch.equal(two(image, seed=3), one(image, seed=3))
@@ -88,7 +94,7 @@ NATIVE = (7, 11, 5)  # no factor divides it
 def test_any_size_works_at_every_level_without_padding(scales, pool):
     levels = len(scales) + 1
     keywords = {"kernel_sizes": (3,) * levels, "steps": (2,) * levels, "scales": scales, "padding": "replicate"}
-    model = randomised(M3D(channels=6, hidden=8, pad="none", pool=pool, **keywords))
+    model = randomised(make(channels=6, hidden=8, pad="none", pool=pool, **keywords))
     image = volume(2, 1, *NATIVE)
     assert model(image, seed=0).shape == image.shape
     logits, label = model.crop_forward(image, image, seed=0, generator=torch.Generator().manual_seed(0))
@@ -97,7 +103,7 @@ def test_any_size_works_at_every_level_without_padding(scales, pool):
 
 def test_last_cell_of_a_level_spans_what_is_left():
     # 7 cells by twos: the coarse cells are 0-1, 2-3, 4-5 and 6 alone.
-    model = M3D(kernel_sizes=(3, 3), steps=(2, 1), scales=((2, 1, 1),), channels=4, hidden=8, pad="none")
+    model = make(kernel_sizes=(3, 3), steps=(2, 1), scales=((2, 1, 1),), channels=4, hidden=8, pad="none")
     randomised(model)
     image = volume(1, 1, 7, 4, 3)
     coarse = torch.nn.functional.max_pool3d(image, (2, 1, 1), ceil_mode=True).movedim(1, -1)
@@ -110,14 +116,14 @@ def test_last_cell_of_a_level_spans_what_is_left():
 
 def test_whole_levels_in_training_are_the_forward_pass():
     keywords = {"kernel_sizes": (3, 3), "steps": (2, 2), "scales": TWO, "channels": 6, "hidden": 8}
-    model = randomised(M3D(pad="none", patches=((), ()), **keywords))
+    model = randomised(make(pad="none", patches=((), ()), **keywords))
     image = volume(2, 1, 7, 9, 6)
     logits, label = model.crop_forward(image, image, seed=5)
     assert torch.equal(logits, model(image, seed=5)) and torch.equal(label, image)
 
 
 def test_patches_of_a_given_size_hold_whole_cells():
-    model = M3D(
+    model = make(
         kernel_sizes=(3, 3, 3), steps=(1, 1, 1), scales=TWO * 2, channels=4, hidden=4, pad="none", pool="nearest",
         patches=((), (3, 20, 3), (5, 4, 20)),
     )  # fmt: skip
@@ -130,7 +136,11 @@ def test_patches_of_a_given_size_hold_whole_cells():
 
 
 def test_patches_may_be_drawn_around_the_foreground():
-    model = M3D(kernel_sizes=(3,) * 3, steps=(1,) * 3, scales=((2, 2, 1), (2, 2, 2)), channels=4, hidden=4, pad="none")
+    model = M3D(
+        M3DConfig(
+            kernel_sizes=(3,) * 3, steps=(1,) * 3, scales=((2, 2, 1), (2, 2, 2)), channels=4, hidden=4, pad="none"
+        )
+    )
     image = volume(40, 1, 21, 16, 12)
     label = torch.zeros_like(image)
     places = torch.randint(0, 12, (40, 3), generator=torch.Generator().manual_seed(3)).tolist()
@@ -152,7 +162,7 @@ def test_patches_may_be_drawn_around_the_foreground():
 
 def test_two_dimensions_treat_every_slice_alone():
     keywords = {"kernel_sizes": (3, 3), "steps": (2, 2), "scales": ((2, 2, 1),), "channels": 6, "hidden": 8}
-    model = randomised(M3D(ndim=2, perception="dense", num_filters=2, norm="none", **keywords))
+    model = randomised(make(ndim=2, perception="dense", num_filters=2, norm="none", **keywords))
     image = volume(2, 1, 8, 6, 3)
     out = model(image, seed=1)
     assert out.shape == image.shape and model.levels[0].perceive_weight.shape == (2, 6, 6, 3, 3)
@@ -165,7 +175,7 @@ def test_two_dimensions_treat_every_slice_alone():
 
 
 def test_members_of_an_ensemble_are_named_by_first_sample():
-    model = randomised(M3D(kernel_sizes=(3, 3), steps=(2, 2), scales=TWO, channels=6, hidden=8, norm="instance"))
+    model = randomised(make(kernel_sizes=(3, 3), steps=(2, 2), scales=TWO, channels=6, hidden=8, norm="instance"))
     image = volume(1, 1, 6, 6, 6)
     together = model(image.expand(3, -1, -1, -1, -1), seed=1)
     alone = torch.cat([model(image, seed=1, first_sample=i) for i in range(3)])
@@ -175,7 +185,7 @@ def test_members_of_an_ensemble_are_named_by_first_sample():
 
 @pytest.mark.parametrize("mode", ["replicate", "zeros"])
 def test_sizes_that_do_not_divide_are_padded_and_cut_back(mode):
-    model = randomised(M3D(kernel_sizes=(3, 3), steps=(2, 2), scales=((2, 3, 1),), channels=6, hidden=8, pad=mode))
+    model = randomised(make(kernel_sizes=(3, 3), steps=(2, 2), scales=((2, 3, 1),), channels=6, hidden=8, pad=mode))
     image = volume(1, 1, 7, 7, 5)
     filled = torch.zeros(1, 1, 8, 9, 5)
     filled[:, :, :7, :7] = image
@@ -213,7 +223,8 @@ class Traced(M3D):
 def test_patches_are_nested_crops_of_image_state_and_label(scales, patch):
     levels = len(scales) + 1
     # Image: the full-resolution coordinates and noise. Untrained levels change nothing, whatever their steps.
-    model = Traced(
+    model = make(
+        Traced,
         in_channels=4,
         out_channels=3,
         channels=8,
@@ -251,7 +262,7 @@ def test_patches_are_nested_crops_of_image_state_and_label(scales, patch):
 
 
 def test_crops_are_reproducible_by_generator():
-    model = randomised(M3D(kernel_sizes=(3, 3), steps=(1, 1), scales=TWO, channels=6, hidden=4))
+    model = randomised(make(kernel_sizes=(3, 3), steps=(1, 1), scales=TWO, channels=6, hidden=4))
     image = volume(2, 1, 8, 8, 8)
 
     def run(seed):
@@ -262,7 +273,7 @@ def test_crops_are_reproducible_by_generator():
 
 
 def test_gradients_reach_every_level():
-    model = randomised(M3D(kernel_sizes=(3, 3), steps=(2, 2), scales=TWO, channels=6, hidden=8))
+    model = randomised(make(kernel_sizes=(3, 3), steps=(2, 2), scales=TWO, channels=6, hidden=8))
     image = volume(2, 1, 8, 8, 8)
     logits, target = model.crop_forward(image, image, seed=0, generator=torch.Generator().manual_seed(0))
     (logits - target).square().mean().backward()
@@ -300,7 +311,7 @@ def test_helpers_by_hand():
 
 
 def test_model_is_made_of_public_automata():
-    assert all(isinstance(level, NCA) for level in M3D(kernel_sizes=(3,), steps=(1,)).levels)
+    assert all(isinstance(level, NCA) for level in make(kernel_sizes=(3,), steps=(1,)).levels)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +323,7 @@ def test_model_is_made_of_public_automata():
     ],
 )
 def test_image_that_does_not_fit_is_named(shape, words):
-    model = M3D(kernel_sizes=(7, 3), steps=(1, 1), scales=TWO)
+    model = make(kernel_sizes=(7, 3), steps=(1, 1), scales=TWO)
     with pytest.raises(ValueError, match=words):
         model(torch.zeros(shape), seed=0)
     with pytest.raises(ValueError, match=words):
@@ -320,18 +331,18 @@ def test_image_that_does_not_fit_is_named(shape, words):
 
 
 def test_patch_that_does_not_fit_names_axis_and_level():
-    model = M3D(kernel_sizes=(3, 5), steps=(1, 1), scales=TWO, patches=((), (8, 2, 8)))
+    model = make(kernel_sizes=(3, 5), steps=(1, 1), scales=TWO, patches=((), (8, 2, 8)))
     with pytest.raises(ValueError, match="level 1 has 2 cells on axis Y, and kernel 5 .* at least 3"):
         model.crop_forward(torch.zeros(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16), seed=0)
     assert model(torch.zeros(1, 1, 16, 16, 16), seed=0).shape == (1, 1, 16, 16, 16)
-    with pytest.raises(ValueError, match="patches must be empty or have one entry per kernel size"):
-        M3D(kernel_sizes=(3,), steps=(1,), patches=((), ()))
+    with pytest.raises(ValueError, match="model.patches must have one entry per level"):
+        make(kernel_sizes=(3,), steps=(1,), patches=((), ()))
 
 
 def test_label_and_arguments_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"label must have shape \(1, 1, 8, 8, 8\)"):
-        M3D(kernel_sizes=(3,), steps=(1,)).crop_forward(torch.zeros(1, 1, 8, 8, 8), torch.zeros(1, 1, 8, 8, 9), seed=0)
-    with pytest.raises(ValueError, match="one entry per kernel size"):
-        M3D(kernel_sizes=(3, 3), steps=(1, 1))
+        make(kernel_sizes=(3,), steps=(1,)).crop_forward(torch.zeros(1, 1, 8, 8, 8), torch.zeros(1, 1, 8, 8, 9), seed=0)
+    with pytest.raises(ValueError, match="model.scales must have one entry less than levels"):
+        make(kernel_sizes=(3, 3), steps=(1, 1))
     with pytest.raises(ValueError, match="channels must be at least"):
-        M3D(kernel_sizes=(3,), steps=(1,), channels=1)
+        make(kernel_sizes=(3,), steps=(1,), channels=1)

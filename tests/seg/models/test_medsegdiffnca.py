@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ncaseg import config
+from ncaseg.config import MedSegDiffConfig
 from ncaseg.models import build_model
 from ncaseg.models.medsegdiffnca import model as module
 from ncaseg.models.medsegdiffnca.attended_rollout import attended_rollout
@@ -37,7 +38,16 @@ def test_one_level_of_width_512():
 
 def small(**more):
     options = {"channels": 16, "hidden": 24, "kernel_sizes": (3, 3), "steps": (3, 4), "scales": ((4, 4, 1),)}
-    return MedSegDiffNCA(**{**options, **more})
+    fixed = {
+        "in_channels": 3,
+        "ndim": 2,
+        "pool": "trilinear",
+        "perception": "dense",
+        "num_filters": 2,
+        "norm": "none",
+        "pad": "none",
+    }
+    return MedSegDiffNCA(MedSegDiffConfig(**{**fixed, **options, **more}))
 
 
 def trained(**more):
@@ -211,9 +221,9 @@ def test_wrong_input_is_named():
         model.denoise(image, noisy, time[0])
     with pytest.raises(ValueError, match="level 0 has 1 cells on axis X"):
         model.denoise(image[:, :, :4], noisy[:, :, :4], time)
-    with pytest.raises(ValueError, match="at least 6; got 5"):
+    with pytest.raises(ValueError, match="model.channels must be at least 6 with this kind; got 5"):
         small(channels=5)
-    with pytest.raises(ValueError, match="steps must have one entry per kernel size"):
+    with pytest.raises(ValueError, match="model.steps must have one entry per level"):
         small(steps=(3,))
 
 
@@ -223,8 +233,8 @@ def test_wrong_input_is_named():
         ("model.norm=batch", "model.norm must"),
         ("model.pad=replicate", "model.pad must"),
         ("model.channels=5", "model.channels must be at least 6"),
-        ("model.patches=[[], []]", "model.patches must be empty"),
-        ("model.kind=m3d", "model.attention and model.position must be off"),
+        ("model.patches=[[], []]", "model.patches must be left out"),
+        ("model.kind=m3d", "model.attention must be left out"),
         ("model.activation=gelu", "model.activation must be one of"),
         ("model.attention_reduction=0", "model.attention_reduction must"),
         ("diffusion.timesteps=20", "diffusion.timesteps must be at least 21"),

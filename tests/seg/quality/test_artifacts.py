@@ -115,7 +115,7 @@ def test_unknown_kind_is_refused(image):
 
 @pytest.fixture
 def torchio():
-    return pytest.importorskip("torchio", reason="the extra `artifacts` (TorchIO) is not installed")
+    return pytest.importorskip("torchio", reason="TorchIO is not installed")
 
 
 def test_spike_equals_that_of_torchio(torchio, image):

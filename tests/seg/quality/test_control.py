@@ -140,7 +140,7 @@ def test_tables_hold_the_real_measurements(ensemble, cases, tmp_path):
     assert counts["TP"] + counts["FN"] == sum(row.hard_dice < 0.8 for row in expected) > 0
 
 
-@pytest.mark.parametrize("name", ["m3d-hippocampus", "m3d-hippocampus-2level"])
+@pytest.mark.parametrize("name", ["m3d-hippocampus-native", "m3d-hippocampus-2level-native"])
 def test_trained_models_bring_their_threshold(tmp_path, name):
     images = write_phantoms(tmp_path, 1, seed=0, size=(16, 18, 16)) / "imagesTr"
     code = main(["qc", name, str(images), "-o", str(tmp_path / "qc.csv")])

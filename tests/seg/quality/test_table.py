@@ -13,8 +13,8 @@ from seg.tiny import tiny_config, tiny_model
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
-from ncaseg.ensemble import nqm
-from ncaseg.inference.case import predict_case, run_ensemble
+from ncaseg.ensemble import combine, nqm
+from ncaseg.inference.case import answer, member_logits
 from ncaseg.quality import table as measuring
 from ncaseg.quality.artifacts import corrupt
 from ncaseg.quality.table import Ensemble, Row, measure, read_table, write_table
@@ -38,16 +38,21 @@ def calls(monkeypatch):
 
     def count(model, volume, *rest, **options):
         seen.append(volume.id)
-        return run_ensemble(model, volume, *rest, **options)
+        return answer(model, volume, *rest, **options)
 
-    monkeypatch.setattr(measuring, "run_ensemble", count)
+    monkeypatch.setattr(measuring, "answer", count)
     return seen
+
+
+def combined_of(ensemble, volume):
+    members = member_logits(ensemble.model, volume, ensemble.cfg, 3, 5)
+    return combine(map(volume.to_native, members), with_spread=True)
 
 
 def test_row_is_nqm_and_dice_of_the_ensemble(ensemble, cases, tmp_path):
     (row,) = measure(ensemble, cases[:1], ("clean",), tmp_path / "t.csv")
     volume = load_case(cases[0], ensemble.cfg.data)
-    combined = run_ensemble(ensemble.model, volume, ensemble.cfg, 3, 5, with_spread=True)
+    combined = combined_of(ensemble, volume)
     assert row.nqm == nqm(combined.mean, combined.variance)
     found, truth = combined.probabilities[0] > 0.5, volume.label > 0
     assert row.hard_dice == pytest.approx(2 * (found & truth).sum() / (found.sum() + truth.sum()))
@@ -61,7 +66,7 @@ def test_artefact_is_applied_to_the_normalised_image(ensemble, cases, tmp_path):
     assert spike.artifact == "spike" and spike.nqm != clean.nqm
     volume = load_case(cases[0], ensemble.cfg.data)
     seen = dataclasses.replace(volume, image=corrupt(volume.image, "spike", seed=5, case="phantom_000"))
-    combined = run_ensemble(ensemble.model, seen, ensemble.cfg, 3, 5, with_spread=True)
+    combined = combined_of(ensemble, seen)
     assert spike.nqm == nqm(combined.mean, combined.variance)
     other = dataclasses.replace(ensemble, renormalise=True)
     assert measure(other, cases[:1], ("spike",), tmp_path / "u.csv")[0].nqm != spike.nqm
@@ -104,9 +109,9 @@ def test_interruption_keeps_what_was_measured(ensemble, cases, tmp_path, monkeyp
     def interrupt(model, volume, *rest, **options):
         if volume.id == "phantom_001":
             raise KeyboardInterrupt
-        return run_ensemble(model, volume, *rest, **options)
+        return answer(model, volume, *rest, **options)
 
-    monkeypatch.setattr(measuring, "run_ensemble", interrupt)
+    monkeypatch.setattr(measuring, "answer", interrupt)
     with pytest.raises(KeyboardInterrupt):
         measure(ensemble, cases, ("clean",), tmp_path / "t.csv")
     assert [row.id for row in read_table(tmp_path / "t.csv")] == ["phantom_000"]
@@ -126,7 +131,7 @@ def test_maps_are_the_variance_in_the_geometry_of_the_scan(ensemble, cases, tmp_
     assert len(calls) == 3  # the clean volume once more, for its map
     written = nib.load(tmp_path / "maps" / "phantom_000_variance.nii.gz")
     volume = load_case(cases[0], ensemble.cfg.data)
-    *_, variance = predict_case(ensemble.model, volume, ensemble.cfg, 3, 5, with_variance=True)
+    variance = answer(ensemble.model, volume, ensemble.cfg, 3, 5, with_spread=True).variance
     assert written.get_data_dtype() == np.float32
     np.testing.assert_array_equal(np.asarray(written.dataobj), variance)
     assert np.array_equal(written.affine, nib.load(cases[0].image).affine)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from seg.tiny import task_of
 
 from ncaseg import config
 from ncaseg.checkpoint.model import load_model, load_state
@@ -16,7 +17,7 @@ from ncaseg.data.lesions import write_lesions
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.evaluation.cases import find_labelled_cases, score_cases
 from ncaseg.evaluation.text import format_table
-from ncaseg.inference.case import predict_case
+from ncaseg.inference.case import answer
 from ncaseg.inference.files import predict_path
 from ncaseg.models import build_model
 from ncaseg.sampling import cdal
@@ -371,14 +372,15 @@ def test_prediction_is_the_mean_of_soft_samples(pictures):
     cfg = tiny()
     model, volume = awake(cfg), load_case(find_cases(pictures)[0], cfg.data)
     members = sample_volume(model, volume, cfg, 3, 1).numpy()
-    probabilities, labels, variance = predict_case(model, volume, cfg, 3, 1, with_variance=True)
+    found = answer(model, volume, cfg, 3, 1, with_spread=True)
+    probabilities, labels, variance = found.probabilities, found.labels, found.variance
     np.testing.assert_allclose(probabilities, members.mean(0), atol=1e-6)
     np.testing.assert_allclose(variance, members.var(0)[0], atol=1e-6)
     assert np.array_equal(labels, probabilities[0] > 0.5) and 0 < probabilities.min() < probabilities.max() < 1
     with pytest.raises(ValueError, match="samples must be at least 1; got 0"):
         sample_volume(model, volume, cfg, 0, 1)
     with pytest.raises(ValueError, match="rule must be"):
-        predict_case(model, volume, cfg, 2, 1, rule="median")
+        answer(model, volume, cfg, 2, 1, rule="median")
 
 
 def test_windows_are_sampled_apart_and_averaged(pictures):
@@ -399,7 +401,8 @@ def test_classes_are_the_channel_of_the_highest_mean(scans):
     cfg = tiny(CLASSES)
     model, volume = awake(cfg), load_case(find_cases(scans)[0], cfg.data)
     mean = sample_volume(model, volume, cfg, 2, 0).numpy().mean(0)
-    probabilities, labels, _ = predict_case(model, volume, cfg, 2, 0)
+    found = answer(model, volume, cfg, 2, 0)
+    probabilities, labels = found.probabilities, found.labels
     np.testing.assert_allclose(probabilities, mean[1:], atol=1e-6)
     assert np.array_equal(labels, mean.argmax(0)) and set(np.unique(labels)) == {0, 1, 2}
     scores = score_cases(model, cfg, find_cases(scans)[:1], name="x", samples=2)
@@ -456,7 +459,7 @@ def test_all_lung_scores_in_the_inverted_coding(pictures):
     model = build_model(cfg.model, cfg.cdal)
     torch.nn.init.constant_(model.generator.head[-1].bias, -20.0)
     volume = load_case(find_cases(pictures)[0], cfg.data)
-    _, labels, _ = predict_case(model, volume, cfg, 2, 0)
+    labels = answer(model, volume, cfg, 2, 0).labels
     scores = score_cases(model, cfg, find_cases(pictures)[:1], name="x", samples=2)
     share = np.asarray(volume.label > 0).mean()
     assert labels.all() and scores["mean"]["hard_dice"] == pytest.approx(2 * share / (1 + share)) and share > 0
@@ -511,11 +514,11 @@ def test_wrong_settings_are_named(more, message):
 def test_boxes_and_windows_too_small_for_automata_are_named_before_training(crop, window, message):
     cfg = tiny(NCA, {"data": {"crop": crop}}, window=window)
     if message is None:
-        loop.check_sizes({"small": (16, 16, 1)}, cfg)
+        loop.check_sizes({"small": (16, 16, 1)}, task_of(cfg))
     else:
         with pytest.raises(ValueError, match=message):
-            loop.check_sizes({"small": (16, 16, 1)}, cfg)
-    loop.check_sizes({"small": (16, 16, 1)}, tiny({"data": {"crop": crop}}, window=window))  # no automata
+            loop.check_sizes({"small": (16, 16, 1)}, task_of(cfg))
+    loop.check_sizes({"small": (16, 16, 1)}, task_of(tiny({"data": {"crop": crop}}, window=window)))  # no automata
 
 
 def test_volume_too_small_for_automata_starts_no_run(scans, tmp_path):

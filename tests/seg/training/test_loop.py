@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from seg.tiny import task_of
 
 from ncaseg import config
 from ncaseg.checkpoint.model import load_model, load_state, save_model
@@ -26,6 +27,7 @@ from ncaseg.streams import FIRE, stream
 from ncaseg.training import batches, loop
 from ncaseg.training.batches import load_batch, load_sample
 from ncaseg.training.logs import read_rows
+from ncaseg.training.loop import State
 from ncaseg.training.losses import dice_bce
 from ncaseg.training.tasks.base import Outcome
 from ncaseg.training.tasks.segmentation import Segmentation
@@ -258,7 +260,7 @@ def test_a_model_without_its_state_is_not_replaced(data, tmp_path):
     loop.train(tiny("train.steps=2"), data, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "state.pt").unlink()
-    with pytest.raises(ValueError, match=r"model.safetensors without state.pt"):
+    with pytest.raises(ValueError, match=r"model.safetensors has no state.pt beside it"):
         loop.train(tiny("train.steps=2"), data, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
@@ -340,9 +342,9 @@ def test_boxes_count_in_the_check_of_sizes(data):
     """Three levels fit whole volumes of 12 cells, but not boxes of 4."""
     flat = ["model.kernel_sizes=[3, 3, 3]", "model.steps=[1, 1, 1]", "model.scales=[[2, 2, 2], [2, 2, 2]]"]
     sizes = {"a": (12, 12, 12)}
-    loop.check_sizes(sizes, tiny(*flat, "data.crop=[8, 8, 8]"))
+    loop.check_sizes(sizes, task_of(tiny(*flat, "data.crop=[8, 8, 8]")))
     with pytest.raises(ValueError, match="case a: image is too small: level 0 has 1 cells on axis Y"):
-        loop.check_sizes(sizes, tiny(*flat, "data.crop=[0, 4, 0]"))
+        loop.check_sizes(sizes, task_of(tiny(*flat, "data.crop=[0, 4, 0]")))
 
 
 def test_sizes_that_do_not_stack_are_named(tmp_path):
@@ -408,10 +410,10 @@ def test_average_is_the_running_mean_of_the_weights(data, tmp_path, monkeypatch)
 
 def test_average_may_move_once_per_epoch():
     cfg = tiny("train.ema_decay=0.9", "train.ema_interval=epoch").train
-    assert [step for step in range(1, 8) if loop.is_averaged(cfg, step, step, 0, per_epoch=3)] == [3, 6]
+    assert [step for step in range(1, 8) if loop.is_averaged(cfg, State(step, step), per_epoch=3)] == [3, 6]
     late = tiny("train.ema_decay=0.9", "train.ema_start=4").train
-    assert [step for step in range(1, 8) if loop.is_averaged(late, step, step, 0, per_epoch=3)] == [5, 6, 7]
-    assert loop.is_averaged(cfg, 3, 2, 1, per_epoch=3) and not loop.is_averaged(cfg, 3, 2, 2, per_epoch=3)
+    assert [step for step in range(1, 8) if loop.is_averaged(late, State(step, step), per_epoch=3)] == [5, 6, 7]
+    assert loop.is_averaged(cfg, State(3, 2, 1), per_epoch=3) and not loop.is_averaged(cfg, State(3, 2, 2), per_epoch=3)
 
 
 def test_average_takes_an_epoch_whose_last_batch_is_skipped(data, tmp_path, monkeypatch):

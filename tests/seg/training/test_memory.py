@@ -5,12 +5,15 @@ import sys
 
 import pytest
 import torch
+from seg.tiny import task_of
 
 import ncakern
 from ncaseg import config
 from ncaseg.data.dataset import grid_sizes
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
+from ncaseg.models.cdal.base import kept_bytes
+from ncaseg.models.multilevel import reference_bytes
 from ncaseg.training import loop, memory
 
 CPU = torch.device("cpu")
@@ -27,39 +30,39 @@ def test_kept_states_by_hand():
     one = config.load_recipe("m3d-hippocampus")  # batch 2, duplication 2, 20 steps, 16 channels
     state = 4 * 64 * 64 * 52 * 16 * 4
     images = 2 * 4 * 64 * 64 * 52 * 4 * 2
-    assert memory.step_bytes(one, (64, 64, 52)) == (20 + 8) * state + images
-    assert memory.step_bytes(one, (64, 64, 52), keep_every=6) == (4 + 6 + 8) * state + images
+    assert task_of(one).step_bytes((64, 64, 52)) == (20 + 8) * state + images
+    assert task_of(one).step_bytes((64, 64, 52), keep_every=6) == (4 + 6 + 8) * state + images
     two = config.load_recipe("m3d-prostate")  # patches of 80x80x6 at both levels
     state = 8 * 80 * 80 * 6 * 16 * 4
-    assert memory.step_bytes(two, (320, 320, 24)) == (60 + 8) * state + 2 * 8 * 320 * 320 * 24 * 4 * 2
+    assert task_of(two).step_bytes((320, 320, 24)) == (60 + 8) * state + 2 * 8 * 320 * 320 * 24 * 4 * 2
 
 
 def test_reference_keeps_what_was_measured_in_eager_mode():
     # bytes per cell and step of the benchmarks: 1036 and 1288
-    assert memory.reference_bytes(config.ModelConfig()) == pytest.approx(1036, rel=0.02)
-    wide = config.ModelConfig(channels=32, hidden=128, num_filters=2, perception="dense", norm="none")
-    assert memory.reference_bytes(wide) == pytest.approx(1288, rel=0.02)
+    assert reference_bytes(config.M3DConfig()) == pytest.approx(1036, rel=0.02)
+    wide = config.M3DConfig(channels=32, hidden=128, num_filters=2, perception="dense", norm="none")
+    assert reference_bytes(wide) == pytest.approx(1288, rel=0.02)
 
 
 def test_slices_and_padding_are_counted():
     cfg = config.load_recipe("med-nca")
-    assert memory.step_bytes(cfg, (256, 256, 20)) == memory.step_bytes(cfg, (256, 256, 9))
+    assert task_of(cfg).step_bytes((256, 256, 20)) == task_of(cfg).step_bytes((256, 256, 9))
     odd = ["model.kernel_sizes=[3, 3]", "model.steps=[4, 4]", "model.scales=[[4, 4, 4]]", "model.patches=[[], []]"]
     padded, native = (config.load_recipe("demo", [*odd, f"model.pad={pad}"]) for pad in ("zeros", "none"))
-    assert memory.step_bytes(padded, (13, 12, 12)) > memory.step_bytes(native, (13, 12, 12))
+    assert task_of(padded).step_bytes((13, 12, 12)) > task_of(native).step_bytes((13, 12, 12))
 
 
 def test_boxes_count_instead_of_volumes():
     boxes = config.load_recipe("med-nca", ["data.crop=[32, 32, 0]", "data.crops=3", "train.slices=4"])
     alone = config.load_recipe("med-nca", ["train.batch_size=15", "train.slices=4"])
-    assert memory.step_bytes(boxes, (256, 250, 20)) == memory.step_bytes(alone, (32, 32, 20))
+    assert task_of(boxes).step_bytes((256, 250, 20)) == task_of(alone).step_bytes((32, 32, 20))
 
 
 def test_largest_volume_counts(data, tmp_path):
     write_phantoms(tmp_path, 1, seed=0, size=(13, 12, 12))
     cfg = config.load_recipe("demo")
     sizes = [*grid_sizes(find_cases(data), cfg.data).values(), *grid_sizes(find_cases(tmp_path), cfg.data).values()]
-    assert "on 12x12x14 cells" in memory.check_memory(cfg, sizes, CPU)
+    assert "on 12x12x14 cells" in memory.check_memory(task_of(cfg), sizes, CPU)
     assert memory.cache_bytes(cfg, sizes) == 12 * (3 * 12 * 12 * 14 + 13 * 12 * 12)
     assert memory.cache_bytes(config.load_recipe("demo", ["data.cache=false"]), sizes) == 0
 
@@ -94,7 +97,7 @@ MEASURE = """
 import sys, torch
 from ncaseg import config
 from ncaseg.models import build_model
-from ncaseg.training import memory
+from ncaseg.training.tasks import make_task
 from ncaseg.training.losses import dice_bce
 def peak():
     return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -107,7 +110,7 @@ def step(size):
 step((16, 16, 16))
 before = peak()
 step((40, 40, 40))
-print(peak() - before, memory.step_bytes(cfg, (40, 40, 40)))
+print(peak() - before, make_task(cfg, model).step_bytes((40, 40, 40)))
 """
 
 
@@ -128,14 +131,14 @@ def test_estimate_is_near_the_measured_peak():
 
 def test_adversarial_networks_are_asked_what_they_keep():
     linear = torch.nn.Linear(3, 5)
-    assert memory.kept_bytes(lambda: linear(torch.zeros(7, 3))) == 7 * 3 * 4
-    both = memory.step_bytes(config.load_recipe("cdal-cxr"), (256, 256, 1))
+    assert kept_bytes(linear, torch.empty(7, 3, device="meta")) == 7 * 3 * 4
+    both = task_of(config.load_recipe("cdal-cxr")).step_bytes((256, 256, 1))
     alone = config.load_recipe("cdal-cxr", ["cdal.discriminator=none", "cdal.attention=off"])
     # Three pictures, 0.97 GB each, and 8.8 million weights with their gradients and moments.
-    assert memory.step_bytes(alone, (256, 256, 1)) == pytest.approx(3 * 0.971e9 + 16 * 8_843_777, rel=0.01)
-    assert both > memory.step_bytes(alone, (256, 256, 1))
+    assert task_of(alone).step_bytes((256, 256, 1)) == pytest.approx(3 * 0.971e9 + 16 * 8_843_777, rel=0.01)
+    assert both > task_of(alone).step_bytes((256, 256, 1))
     boxes = ["data.crop=[32,32,32]"]
     small = config.load_recipe("cdal-hippocampus-small", boxes)
-    assert memory.step_bytes(small, (40, 50, 40)) == memory.step_bytes(small, (35, 60, 32))  # boxes of one size
+    assert task_of(small).step_bytes((40, 50, 40)) == task_of(small).step_bytes((35, 60, 32))  # boxes of one size
     plain = config.load_recipe("cdal-hippocampus-small", [*boxes, "cdal.latent=0"])
-    assert memory.step_bytes(plain, (40, 50, 40)) < memory.step_bytes(small, (40, 50, 40))
+    assert task_of(plain).step_bytes((40, 50, 40)) < task_of(small).step_bytes((40, 50, 40))

@@ -2,13 +2,13 @@
 
 import torch
 
-from ncaseg.config import ModelConfig
+from ncaseg.config import M3DConfig
 from ncaseg.models import build_model
 
 
 def trained(**keywords):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(channels=6, hidden=8, **keywords))
+    model = build_model(M3DConfig(channels=6, hidden=8, **keywords))
     for level in model.levels:
         torch.nn.init.normal_(level.out_weight, std=0.3)
     return model

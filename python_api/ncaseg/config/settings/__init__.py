@@ -6,18 +6,32 @@ from ncaseg.config.settings.cdal import CdalConfig
 from ncaseg.config.settings.checks import require
 from ncaseg.config.settings.data import AugmentConfig, DataConfig
 from ncaseg.config.settings.diffusion import DiffusionConfig
-from ncaseg.config.settings.model import ModelConfig
+from ncaseg.config.settings.model import (
+    KINDS,
+    AutomataConfig,
+    CdalModelConfig,
+    M3DConfig,
+    MedSegDiffConfig,
+    ModelConfig,
+    UNetConfig,
+)
 from ncaseg.config.settings.training import PredictConfig, TrainConfig
 
 __all__ = [
+    "KINDS",
     "AugmentConfig",
+    "AutomataConfig",
     "CdalConfig",
+    "CdalModelConfig",
     "Config",
     "DataConfig",
     "DiffusionConfig",
+    "M3DConfig",
+    "MedSegDiffConfig",
     "ModelConfig",
     "PredictConfig",
     "TrainConfig",
+    "UNetConfig",
 ]
 
 
@@ -27,7 +41,7 @@ class Config:
 
     name: str
     train: TrainConfig
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = M3DConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     predict: PredictConfig = PredictConfig()
@@ -53,16 +67,13 @@ class Config:
         require(channels <= self.model.in_channels, "diffusion.image_channels", limit, channels)
         is_flat = self.train.slices == 0 or self.model.ndim == 2
         require(is_flat, "train.slices", "be 0 unless model.ndim is 2", self.train.slices)
-        if self.model.kind == "cdal":
-            self._check_cdal()
+        if isinstance(self.model, CdalModelConfig) and self.cdal.generator == "nca":
+            self._check_automata_of_cdal(self.model)
 
-    def _check_cdal(self) -> None:
+    def _check_automata_of_cdal(self, model: CdalModelConfig) -> None:
         """What automata need as generators: room for what they are given, and no norm over several samples."""
-        if self.cdal.generator != "nca":
-            return
-        label = self.model.out_channels + self.model.has_background
-        least = self.model.in_channels + 2 * label
+        least = model.in_channels + 2 * model.label_channels
         holds = f"be at least {least}: image, noisy label and logits"
-        require(self.model.channels >= least, "model.channels", holds, self.model.channels)
-        each = self.model.norm in ("none", "instance")
-        require(each, "model.norm", 'be "none" or "instance" with cdal.generator "nca"', self.model.norm)
+        require(model.channels >= least, "model.channels", holds, model.channels)
+        each = model.norm in ("none", "instance")
+        require(each, "model.norm", 'be "none" or "instance" with cdal.generator "nca"', model.norm)

@@ -90,7 +90,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
-    """The pseudo-ensemble: ``samples`` runs combined by ``rule``, by default the sigmoid of the mean of their logits
+    """The pseudo-ensemble: ``samples`` members combined by ``rule``, by default the sigmoid of the mean of their logits
     (M3D-NCA), see :func:`ncaseg.ensemble.combine`; foreground is what exceeds ``threshold``."""
 
     samples: int = 10

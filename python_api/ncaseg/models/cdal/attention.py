@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ncaseg.models.cdal.discriminator import Discriminator
 from ncaseg.models.cdal.layers import spread
+from ncaseg.streams import generator
 
 
 @torch.no_grad()
@@ -29,12 +30,12 @@ def attention_map(
     """
     features = discriminator.features(x_tau, tau, x_next, upto=index)[index]
     mode = "bilinear" if x_tau.ndim == 4 else "trilinear"
-    found = F.interpolate(features.mean(dim=1, keepdim=True), x_tau.shape[2:], mode=mode, align_corners=False)
+    attention = F.interpolate(features.mean(dim=1, keepdim=True), x_tau.shape[2:], mode=mode, align_corners=False)
     if kind == "normalized":
-        found = found.abs()
-        return found / spread(found.flatten(1).amax(dim=1, keepdim=True).clamp(min=1e-12), found)
+        attention = attention.abs()
+        return attention / spread(attention.flatten(1).amax(dim=1, keepdim=True).clamp(min=1e-12), attention)
     if kind == "sigmoid":
-        return found.sigmoid()
+        return attention.sigmoid()
     if kind == "shuffled":
-        return found[torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).to(found.device)]
-    return found
+        return attention[torch.randperm(len(attention), generator=generator(seed)).to(attention.device)]
+    return attention

@@ -1,4 +1,4 @@
-"""The discriminator: are these a label at level tau and the same one step noisier? It never sees the image.
+"""The discriminator: are these a label at time tau and the same one step noisier? It never sees the image.
 
 Reference:
     Xiao, Kreis, Vahdat, Tackling the generative learning trilemma with denoising diffusion GANs, ICLR 2022, appendix C.
@@ -110,10 +110,10 @@ class Discriminator(nn.Module):
                 f"{tuple(x_tau.shape[2:])}. Enlarge what is trained on, or set cdal.discriminator"
             )
         time = self.time(embed_time(tau, self.time_width).to(x_tau))
-        found = [self.stem(torch.cat([x_tau, x_next], dim=1))]
+        maps = [self.stem(torch.cat([x_tau, x_next], dim=1))]
         for block in self.blocks[:upto]:
-            found.append(block(found[-1], time))
-        return found
+            maps.append(block(maps[-1], time))
+        return maps
 
 
 def append_deviation(h: Tensor) -> Tensor:

@@ -3,12 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-from ncaseg.levels import Triple, check_counts, check_reflection, factors_of, working_sizes
+from ncaseg.config import CdalConfig, CdalModelConfig
+from ncaseg.levels import Triple, check_reflection, factors_of, working_sizes
 from ncaseg.models.cdal.base import Generator
 from ncaseg.models.cdal.layers import LatentMap
 from ncaseg.models.cdal.modulation import Modulation
 from ncaseg.models.layout import to_channels_first, to_channels_last
-from ncaseg.models.multilevel import enlarge_state, make_levels, pool_image
+from ncaseg.models.multilevel import (
+    REBUILT_STATES,
+    WORKING_STATES,
+    automata_bytes,
+    enlarge_state,
+    make_levels,
+    pool_image,
+)
+from ncaseg.streams import fresh_seed
 
 
 class NCAGenerator(Generator):
@@ -26,77 +35,45 @@ class NCAGenerator(Generator):
     A coarse level sees the noisy label at the cell in the middle of each block, see :func:`sample_cells`, and the
     ``pool`` of the image.
 
-    Args:
-        ndim: spatial axes, 2 or 3.
-        label_channels, image_channels: Cx and Cy.
-        timesteps: T; tau runs from 0 to T - 1.
-        latent: numbers of z; 0: none, then nothing but fire bits and the noisy label is random.
-        latent_width, latent_layers: of the dense layers that all levels share, from z to features.
-        channels, hidden: C and h of every automaton.
-        kernel_sizes, steps: one per level, coarse to fine.
-        scales: per-axis factors between neighbouring levels, one triple less than levels; the last entry of each is 1
-            in 2D.
-        pool: how the image of a coarser level is made, see :func:`ncaseg.models.multilevel.pool_image`.
-        perception, num_filters, padding, norm, fire_rate: as in :class:`ncakern.NCA`.
+    ``cfg`` describes the automata, ``cdal`` the times T and the latent; without a latent nothing but fire bits and the
+    noisy label is random.
 
     Raises:
-        ValueError: too few channels, a wrong number of axes, or steps and scales that do not fit the levels.
+        ValueError: too few channels.
 
     Example:
-        >>> generator = NCAGenerator(ndim=2, timesteps=2, kernel_sizes=(3,), steps=(24,))
-        >>> sum(p.numel() for p in generator.parameters())
-        35136
+        >>> from ncaseg.config import load_recipe
+        >>> recipe = load_recipe("cdal-nca-hippocampus")
+        >>> sum(p.numel() for p in NCAGenerator(recipe.model, recipe.cdal).parameters())
+        69184
     """
 
-    def __init__(
-        self,
-        *,
-        ndim: int,
-        label_channels: int = 1,
-        image_channels: int = 1,
-        timesteps: int,
-        latent: int = 16,
-        latent_width: int = 64,
-        latent_layers: int = 1,
-        channels: int = 32,
-        hidden: int = 128,
-        kernel_sizes: tuple[int, ...],
-        steps: tuple[int, ...],
-        scales: tuple[Triple, ...] = (),
-        pool: str = "average",
-        perception: str = "depthwise",
-        num_filters: int = 2,
-        padding: str = "reflect",
-        norm: str = "none",
-        fire_rate: float = 0.5,
-    ) -> None:
-        super().__init__(ndim=ndim, label_channels=label_channels, image_channels=image_channels, latent=latent)
-        check_counts(kernel_sizes, steps, scales)
-        given = label_channels + image_channels
-        if channels < given + label_channels:
+    def __init__(self, cfg: CdalModelConfig, cdal: CdalConfig) -> None:
+        label_channels = cfg.label_channels
+        super().__init__(
+            ndim=cfg.ndim, label_channels=label_channels, image_channels=cfg.in_channels, latent=cdal.latent
+        )
+        given = label_channels + cfg.in_channels
+        if cfg.channels < given + label_channels:
             least = given + label_channels
-            raise ValueError(f"channels must hold noisy label, image, logits: at least {least}; got {channels}")
-        if ndim == 2 and any(scale[2] != 1 for scale in scales):
-            raise ValueError(f"scales must have 1 as their last entry in 2D; got {scales}")
-        self.timesteps, self.channels, self.given = timesteps, channels, given
-        self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
-        self.pool, self.padding = pool, padding
-        self.latent_map = LatentMap(latent, latent_width, latent_layers) if latent else None
-        self.modulations = nn.ModuleList(
-            Modulation(hidden, timesteps, latent_width if latent else 0) for _ in kernel_sizes
-        )
-        self.levels = make_levels(
-            ndim,
-            channels,
-            hidden,
-            kernel_sizes,
-            perception=perception,
-            num_filters=num_filters,
-            padding=padding,
-            norm=norm,
-            fire_rate=fire_rate,
-            frozen_channels=given,
-        )
+            raise ValueError(f"channels must hold noisy label, image, logits: at least {least}; got {cfg.channels}")
+        self.cfg = cfg
+        self.timesteps, self.channels, self.given = cdal.timesteps, cfg.channels, given
+        self.kernel_sizes, self.steps, self.scales = cfg.kernel_sizes, cfg.steps, cfg.scales
+        self.pool, self.padding = cfg.pool, cfg.padding
+        self.latent_map = LatentMap(cdal.latent, cdal.latent_width, cdal.latent_layers) if cdal.latent else None
+        style = cdal.latent_width if cdal.latent else 0
+        self.modulations = nn.ModuleList(Modulation(cfg.hidden, cdal.timesteps, style) for _ in cfg.kernel_sizes)
+        self.levels = make_levels(cfg, frozen_channels=given)
+
+    def check_size(self, size: Triple) -> None:
+        if self.padding == "reflect":
+            sizes = working_sizes(size, self.scales, [()] * len(self.levels))
+            check_reflection(sizes, self.kernel_sizes, self.ndim)
+
+    def training_bytes(self, batch: int, size: Triple, keep_every: int, *, has_kernel: bool) -> int:
+        working = WORKING_STATES + REBUILT_STATES
+        return automata_bytes(self.cfg, batch, size, keep_every, working=working, has_kernel=has_kernel)
 
     def logits(
         self,
@@ -112,10 +89,11 @@ class NCAGenerator(Generator):
         """See :class:`Generator`; with one ``seed`` no two steps of the levels share fire bits."""
         self._check_inputs(x, tau, image, z)
         if seed is None:
-            seed = int(torch.randint(2**62, ()))
+            seed = fresh_seed()
         features = None if self.latent_map is None or z is None else self.latent_map(z)
         x, image = _as_volume(x), _as_volume(image)
-        self._check_size(x)
+        size_x, size_y, size_z = x.shape[2:]
+        self.check_size((size_x, size_y, size_z))
         state: Tensor | None = None
         for level, (nca, modulation) in enumerate(zip(self.levels, self.modulations, strict=True)):
             state = self._begin(level, x, image, state)
@@ -143,12 +121,6 @@ class NCAGenerator(Generator):
         else:
             written = enlarge_state(state[..., self.given :], self.scales[level - 1], (size_x, size_y, size_z))
         return torch.cat([given, written], dim=-1)
-
-    def _check_size(self, volume: Tensor) -> None:
-        if self.padding == "reflect":
-            size_x, size_y, size_z = volume.shape[2:]
-            sizes = working_sizes((size_x, size_y, size_z), self.scales, [()] * len(self.levels))
-            check_reflection(sizes, self.kernel_sizes, self.ndim)
 
 
 def sample_cells(x: Tensor, factors: Triple) -> Tensor:

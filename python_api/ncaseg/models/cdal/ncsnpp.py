@@ -127,7 +127,7 @@ class Down(nn.Module):
     def forward(
         self, h: Tensor, small: Tensor, skips: list[Tensor], time: Tensor, w: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Appends to ``skips``; returns the features and the small copy of the next level."""
+        """Append to ``skips``; return the features and the small copy of the next level."""
         for i, block in enumerate(self.blocks):
             h = block(h, time, w)
             if self.attention:
@@ -153,7 +153,7 @@ class Up(nn.Module):
         self.step = None if is_top else make(out, out, resample="up")
 
     def forward(self, h: Tensor, skips: list[Tensor], time: Tensor, w: Tensor | None) -> Tensor:
-        """Takes its skips off the end of ``skips``."""
+        """Take its skips off the end of ``skips``."""
         for block in self.blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), time, w)
         if self.attention is not None:

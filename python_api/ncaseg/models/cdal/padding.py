@@ -24,6 +24,6 @@ def in_multiples(run: Callable[..., Tensor], inputs: Sequence[Tensor], multiple:
             f"image is too small: its {tuple(size)} cells must be mirrored up to multiples of {multiple}; set data.size"
         )
     ends = [end for m in reversed(missing) for end in (0, m)]
-    found = run(*(F.pad(tensor, ends, mode="reflect") for tensor in inputs))
+    padded = run(*(F.pad(tensor, ends, mode="reflect") for tensor in inputs))
     kept: tuple[Any, ...] = (..., *(slice(n) for n in size))
-    return found[kept]
+    return padded[kept]

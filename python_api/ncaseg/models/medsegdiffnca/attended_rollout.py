@@ -127,7 +127,7 @@ class _Rollout(torch.autograd.Function):
             for number in numbers[:-1]:
                 states.append(step(states[-1], tensors, number, buffers[0]))
             for number, before in zip(reversed(numbers), reversed(states), strict=True):
-                d_state, found = step.backward(d_state, before, tensors, number, buffers)
-                for total, new in zip(totals, found, strict=True):
+                d_state, gradients = step.backward(d_state, before, tensors, number, buffers)
+                for total, new in zip(totals, gradients, strict=True):
                     total += new
         return None, None, None, d_state, *totals

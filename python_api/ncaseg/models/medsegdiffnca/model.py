@@ -4,12 +4,25 @@ import torch
 from torch import Tensor, nn
 
 from ncakern import NCA
-from ncaseg.levels import Triple, check_counts, check_reflection, factors_of, working_sizes
+from ncaseg.config import MedSegDiffConfig
+from ncaseg.levels import Triple, check_reflection, factors_of, working_sizes
 from ncaseg.models.base import Segmenter
 from ncaseg.models.layout import to_channels_first, to_channels_last
 from ncaseg.models.medsegdiffnca.attended_rollout import attended_rollout
 from ncaseg.models.medsegdiffnca.cbam import CBAM
-from ncaseg.models.multilevel import enlarge_state, make_levels, pool_image
+from ncaseg.models.multilevel import (
+    REBUILT_STATES,
+    WORKING_STATES,
+    automata_bytes,
+    enlarge_state,
+    make_levels,
+    pool_image,
+)
+from ncaseg.streams import fresh_seed
+
+# States alive in the one step with attention that is being differentiated: 15 were measured (4 x 256x256 cells, 16
+# channels; x86-64, torch 2.13, 2026-11).
+ATTENTION_STATES = 15
 
 
 class MedSegDiffNCA(Segmenter):
@@ -22,24 +35,13 @@ class MedSegDiffNCA(Segmenter):
     channels survive. The last state's channel 0 is the answer (the noise, say), and its image channels, which the
     automaton has painted over, are a second opinion about the mask.
 
-    Args:
-        in_channels: image channels.
-        channels, hidden: C and h of every automaton.
-        kernel_sizes, steps: one per level, coarse to fine.
-        scales: per-axis factors between neighbouring levels, one triple less than levels.
-        ndim: 2 makes every slice of the third axis an automaton of its own.
-        attention: look at the state through CBAM before perceiving it, at every step, with weights per level.
-        attention_reduction: C over the width of CBAM's dense layers.
-        attention_residual: perceive the state plus CBAM of it; False perceives CBAM alone.
-        position: write the mean of the coordinates, each from 0 to 1, into channel C - 2.
-        pool: how image and noisy mask of a coarser level are made; "trilinear" is interpolation without smoothing.
-        perception, num_filters, padding, norm, activation, fire_rate: as in :class:`ncakern.NCA`.
-
-    Raises:
-        ValueError: too few channels, or steps and scales that do not fit the levels.
+    With ``cfg.attention`` every step looks at the state through CBAM before perceiving it, with weights per level.
+    ``cfg.position`` writes the mean of the coordinates, each from 0 to 1, into channel C - 2. ``cfg.pool`` makes image
+    and noisy mask of a coarser level; "trilinear" is interpolation without smoothing.
 
     Example:
-        >>> model = MedSegDiffNCA(kernel_sizes=(3, 3), steps=(10, 10), scales=((4, 4, 1),), attention=True)
+        >>> from ncaseg.config import load_recipe
+        >>> model = MedSegDiffNCA(load_recipe("medsegdiff-multicbam").model)
         >>> sum(p.numel() for p in model.parameters())
         412236
 
@@ -48,50 +50,30 @@ class MedSegDiffNCA(Segmenter):
         Lesion Segmentation, arXiv:2501.02447, 2025.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int = 3,
-        channels: int = 64,
-        hidden: int = 512,
-        kernel_sizes: tuple[int, ...],
-        steps: tuple[int, ...],
-        scales: tuple[Triple, ...] = (),
-        ndim: int = 2,
-        attention: bool = False,
-        attention_reduction: int = 16,
-        attention_residual: bool = True,
-        position: bool = False,
-        pool: str = "trilinear",
-        perception: str = "dense",
-        num_filters: int = 2,
-        padding: str = "reflect",
-        norm: str = "none",
-        activation: str = "relu",
-        fire_rate: float = 0.5,
-    ) -> None:
+    def __init__(self, cfg: MedSegDiffConfig) -> None:
         super().__init__()
-        check_counts(kernel_sizes, steps, scales)
-        needed = in_channels + 3 + position
-        if channels < needed:
-            raise ValueError(f"channels must hold answer, image, noisy mask, time: at least {needed}; got {channels}")
-        self.in_channels, self.channels, self.ndim = in_channels, channels, ndim
-        self.kernel_sizes, self.steps, self.scales = tuple(kernel_sizes), tuple(steps), tuple(scales)
-        self.residual, self.position, self.pool, self.padding = attention_residual, position, pool, padding
-        self.levels = make_levels(
-            ndim,
-            channels,
-            hidden,
-            kernel_sizes,
-            perception=perception,
-            num_filters=num_filters,
-            padding=padding,
-            norm=norm,
-            activation=activation,
-            fire_rate=fire_rate,
-        )
-        count = len(kernel_sizes) if attention else 0
-        self.attention = nn.ModuleList(CBAM(ndim, channels, attention_reduction) for _ in range(count))
+        self.cfg = cfg
+        self.in_channels, self.channels, self.ndim = cfg.in_channels, cfg.channels, cfg.ndim
+        self.kernel_sizes, self.steps, self.scales = cfg.kernel_sizes, cfg.steps, cfg.scales
+        self.residual, self.position, self.pool = cfg.attention_residual, cfg.position, cfg.pool
+        self.padding = cfg.padding
+        self.levels = make_levels(cfg, activation=cfg.activation)
+        count = len(cfg.kernel_sizes) if cfg.attention else 0
+        self.attention = nn.ModuleList(CBAM(cfg.ndim, cfg.channels, cfg.attention_reduction) for _ in range(count))
+
+    @property
+    def cell_bytes(self) -> int:  # type: ignore[override]
+        """A few states; the hidden values are stored by the reference only."""
+        return 4 * (4 * self.channels + 2 * self.cfg.hidden)
+
+    def check_size(self, size: Triple, *, training: bool = False) -> None:
+        if self.padding == "reflect":
+            sizes = working_sizes(size, self.scales, [()] * len(self.levels))
+            check_reflection(sizes, self.kernel_sizes, self.ndim)
+
+    def training_bytes(self, batch: int, size: Triple, keep_every: int, *, has_kernel: bool) -> int:
+        working = WORKING_STATES + REBUILT_STATES + ATTENTION_STATES * self.cfg.attention
+        return automata_bytes(self.cfg, batch, size, keep_every, working=working, has_kernel=has_kernel)
 
     def denoise(
         self,
@@ -122,7 +104,7 @@ class MedSegDiffNCA(Segmenter):
         """
         self._check(image, noisy, time)
         if seed is None:
-            seed = int(torch.randint(2**62, ()))
+            seed = fresh_seed()
         full = torch.cat([image, noisy], dim=1)
         state = None
         for level in range(len(self.levels)):
@@ -214,7 +196,5 @@ class MedSegDiffNCA(Segmenter):
         for name, tensor, shape in (("noisy", noisy, one), ("time", time, one[:1])):
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}; got {tuple(tensor.shape)}")
-        if self.padding == "reflect":
-            x, y, z = image.shape[2:]
-            sizes = working_sizes((x, y, z), self.scales, [()] * len(self.levels))
-            check_reflection(sizes, self.kernel_sizes, self.ndim)
+        x, y, z = image.shape[2:]
+        self.check_size((x, y, z))

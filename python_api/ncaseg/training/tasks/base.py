@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
+import ncakern
 from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore
+from ncaseg.levels import Triple, or_native
 from ncaseg.models.base import Segmenter
 
 Parts = dict[str, list[float]]  # a column of the log, and a value per sample or batch
@@ -46,6 +48,17 @@ class Task(Protocol):
         """One optimiser step over batches of cases; the model stays as it is where the outcome is not finite."""
         ...
 
+    def check_size(self, size: Triple) -> None:
+        """Raise a ValueError unless a volume of this grid fits every level, in training and whole."""
+        ...
+
+    def step_bytes(self, size: Triple, keep_every: int | None = None) -> int:
+        """Bytes at the peak of one forward and backward pass of a batch of such volumes, or of boxes of them.
+
+        ``keep_every`` in the place of the recipe's.
+        """
+        ...
+
     def validation_dice(self, model: Segmenter, volumes: CaseStore, ids: Sequence[str]) -> float | None:
         """Mean hard Dice of the merged foreground at native geometry; None without cases."""
         ...
@@ -57,6 +70,20 @@ class Task(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state` returned."""
         ...
+
+
+def trained_cells(cfg: Config, size: Triple) -> tuple[int, Triple]:
+    """Samples of a batch and the cells of each, for volumes of ``size``: they may be boxes or slices."""
+    size, train = or_native(cfg.data.crop, size), cfg.train
+    batch = train.batch_size * train.duplication * cfg.data.crops
+    if train.slices == 0:
+        return batch, size
+    return batch * min(train.slices, size[2]), (size[0], size[1], 1)
+
+
+def keeps_states_only(cfg: Config) -> bool:
+    """Whether the kernel will run, and not the reference, which keeps more."""
+    return cfg.train.device != "cpu" or ncakern.backends()["cpu"] is None
 
 
 def clip_gradient(model: nn.Module, cfg: TrainConfig) -> float:

@@ -12,7 +12,7 @@ from ncaseg.diffusion import objective
 from ncaseg.diffusion.losses import answer_loss, painted_loss
 from ncaseg.models.base import Segmenter
 from ncaseg.sampling.medsegdiff import clock, decode, denoiser, encode, sample_masks, schedule_of
-from ncaseg.streams import FIRE, NOISE, TIME, normal, stream
+from ncaseg.streams import FIRE, NOISE, TIME, generator, normal, stream
 from ncaseg.training.tasks.base import Parts
 from ncaseg.training.tasks.segmentation import Segmentation
 from ncaseg.training.validation import mean_dice
@@ -51,47 +51,47 @@ def batch_loss(
         itself falls without any segmentation being learned, since it hardly weighs the times at which x_0 must be read
         off the image.
     """
-    how, schedule = cfg.diffusion, schedule_of(cfg.diffusion)
-    x0 = encode(mask, how)
-    draw = torch.Generator().manual_seed(stream(cfg.train.seed, TIME, step, number))
-    t = torch.randint(how.timesteps, (len(x0),), generator=draw)
+    diffusion, schedule = cfg.diffusion, schedule_of(cfg.diffusion)
+    x0 = encode(mask, diffusion)
+    draw = generator(cfg.train.seed, TIME, step, number)
+    t = torch.randint(diffusion.timesteps, (len(x0),), generator=draw)
     eps = normal(x0.shape, seed=stream(cfg.train.seed, NOISE, step, number), first_sample=0, step=0).to(x0)
     a = torch.from_numpy(schedule.alpha_bar)[t]
     x_t = objective.add_noise(x0, eps, a)
     answer, painted = denoiser(model).denoise(
         image,
         x_t,
-        clock(t, how).to(x0),
+        clock(t, diffusion).to(x0),
         seed=stream(cfg.train.seed, FIRE, step, number),
         keep_every=cfg.train.keep_every,
     )
     weight = None
-    if how.snr_gamma > 0:
-        weight = objective.min_snr_weight(how.target, torch.from_numpy(schedule.snr)[t], how.snr_gamma)
-    of_answer = answer_loss(answer, objective.target_of(how.target, x0, eps, a), weight)
-    of_painted = painted_loss(painted, x0, how.image_channels)
-    found: dict[str, list[float]] = {name: [] for name in BIN_COLUMNS}
+    if diffusion.snr_gamma > 0:
+        weight = objective.min_snr_weight(diffusion.target, torch.from_numpy(schedule.snr)[t], diffusion.snr_gamma)
+    of_answer = answer_loss(answer, objective.target_of(diffusion.target, x0, eps, a), weight)
+    of_painted = painted_loss(painted, x0, diffusion.image_channels)
+    parts: dict[str, list[float]] = {name: [] for name in BIN_COLUMNS}
     with torch.no_grad():
-        implied = objective.to_x0(how.target, answer, x_t, a).clamp(*how.clip)
+        implied = objective.to_x0(diffusion.target, answer, x_t, a).clamp(*diffusion.clip)
         errors = (implied - x0).square().flatten(1).mean(dim=1)
     for time, error in zip(t.tolist(), errors.tolist(), strict=True):
-        found[BIN_COLUMNS[time * TIME_BINS // how.timesteps]].append(error)
-    found |= {"answer_loss": [of_answer.item()], "painted_loss": [of_painted.item()]}
-    return how.noise_weight * of_answer + how.image_weight * of_painted, found
+        parts[BIN_COLUMNS[time * TIME_BINS // diffusion.timesteps]].append(error)
+    parts |= {"answer_loss": [of_answer.item()], "painted_loss": [of_painted.item()]}
+    return diffusion.noise_weight * of_answer + diffusion.image_weight * of_painted, parts
 
 
 def validation_dice(model: Segmenter, volumes: CaseStore, ids: Sequence[str], cfg: Config) -> float | None:
     """Mean hard Dice at native geometry of one short DDIM sample per case; None without cases."""
-    how = cfg.diffusion
-    short = quick(how)
-    chosen = ids[: how.validate_cases] if how.validate_cases > 0 else ids
+    diffusion = cfg.diffusion
+    short = quick(diffusion)
+    chosen = ids[: diffusion.validate_cases] if diffusion.validate_cases > 0 else ids
 
     def answer(image: Tensor, *, seed: int, first_sample: int) -> Tensor:
-        return decode(sample_masks(model, image, short, seed=seed, first_sample=first_sample), how)
+        return decode(sample_masks(model, image, short, seed=seed, first_sample=first_sample), diffusion)
 
     return mean_dice(model, volumes, chosen, cfg.train, answer=answer, find=lambda maps: maps[0] > 0.5)
 
 
-def quick(how: DiffusionConfig) -> DiffusionConfig:
+def quick(diffusion: DiffusionConfig) -> DiffusionConfig:
     """The same with the short sampler of validation."""
-    return dataclasses.replace(how, sampler="ddim", sample_steps=how.validate_steps)
+    return dataclasses.replace(diffusion, sampler="ddim", sample_steps=diffusion.validate_steps)

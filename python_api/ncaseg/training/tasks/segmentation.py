@@ -8,12 +8,13 @@ from torch import Tensor
 
 from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore
+from ncaseg.levels import Triple, or_native
 from ncaseg.models.base import Segmenter
-from ncaseg.streams import CROP, FIRE, stream
+from ncaseg.streams import CROP, FIRE, generator, stream
 from ncaseg.training.batches import load_batch
 from ncaseg.training.losses import LOSSES
 from ncaseg.training.optimizers import make_optimizer, set_rate
-from ncaseg.training.tasks.base import Outcome, Parts, Rate, clip_gradient
+from ncaseg.training.tasks.base import Outcome, Parts, Rate, clip_gradient, keeps_states_only, trained_cells
 from ncaseg.training.validation import mean_dice
 
 
@@ -25,6 +26,15 @@ class Segmentation:
     def __init__(self, cfg: Config, model: Segmenter) -> None:
         self.cfg, self.model = cfg, model
         self.optimizer = make_optimizer(model, cfg.train)
+
+    def check_size(self, size: Triple) -> None:
+        self.model.check_size(or_native(self.cfg.data.crop, size), training=True)
+        self.model.check_size(size)
+
+    def step_bytes(self, size: Triple, keep_every: int | None = None) -> int:
+        batch, cells = trained_cells(self.cfg, size)
+        keep_every = self.cfg.train.keep_every if keep_every is None else keep_every
+        return self.model.training_bytes(batch, cells, keep_every, has_kernel=keeps_states_only(self.cfg))
 
     def step(self, volumes: CaseStore, batches: list[tuple[str, ...]], step: int, rate: Rate) -> Outcome:
         set_rate(self.optimizer, rate(self.cfg.train))
@@ -46,9 +56,9 @@ class Segmentation:
         for number, ids in enumerate(batches):
             image, target = (tensor.to(device) for tensor in load_batch(volumes, ids, self.cfg, step, number))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.train.precision == "bfloat16"):
-                loss, found = self.batch_loss(image, target, step, number)
+                loss, batch_parts = self.batch_loss(image, target, step, number)
             loss = loss / len(batches)
-            for name, values in found.items():
+            for name, values in batch_parts.items():
                 parts.setdefault(name, []).extend(values)
             mean_loss += loss.item()
             if loss.requires_grad:
@@ -63,7 +73,7 @@ class Segmentation:
             image,
             target,
             seed=stream(train.seed, FIRE, step, number),
-            generator=torch.Generator().manual_seed(stream(train.seed, CROP, step, number)),
+            generator=generator(train.seed, CROP, step, number),
             keep_every=train.keep_every,
             foreground=train.foreground_crops,
         )
