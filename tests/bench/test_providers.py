@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import assert_matches
 
 import ncakern
-from helpers import assert_matches
 from benchmarks.harness.cases import load_cases
 from benchmarks.harness.measure import MODES, make_call, saved_bytes, time_interleaved
 from benchmarks.rollout.providers import PROVIDERS, Eager, make, make_nca
@@ -82,7 +82,7 @@ def test_cax_updates_the_firing_share_of_the_cells_by_the_whole_change():
 
 @pytest.mark.parametrize("name", CASES)
 def test_plain_is_the_same_function_of_the_parameters(name):
-    """In float64, where another order of sums shows in the last digits only: the filters' biases cancel under a norm."""
+    """In float64, where the order of sums shows in the last digits only: the filters' biases cancel under a norm."""
     case = small(name)
     module, state = make("plain", case).double(), PROVIDERS["plain"].state(case).double()
     gradients(module, state)
