@@ -8,7 +8,7 @@
 #
 # FOLDER (default: benchmarks/results/gpu) takes marks of what is done, logs, rows and runs. Needs torch for CUDA with its
 # Triton, numpy and pytest; stage d also nibabel, pillow, safetensors and tqdm. Nothing is installed, built or fetched, and
-# no setting of the card is changed. PYTHON names the interpreter, NCAKERN_BENCH_COMMIT the commit of a tree without git.
+# no setting of the card is changed. PYTHON names the interpreter.
 #
 # Exit codes: 0 the stage is done, 3 its time is up (call it again), anything else is a failure, with its log named.
 set -uo pipefail
