@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.harness import peak, record
 from benchmarks.harness.measure import make_call, saved_bytes, time_interleaved
 from benchmarks.segmentation.denoiser_eager import Answers, CompiledDenoiser, EagerDenoiser
-from ncaseg import config, medsegdiff
+from ncaseg import config
 from ncaseg.markdown import table
 from ncaseg.models import build_model
 from ncaseg.models.medsegdiffnca import MedSegDiffNCA
@@ -132,6 +132,8 @@ def why_not(compiled: Callable[[], None]) -> str | None:
 
 
 def sampling_call(model: MedSegDiffNCA, image: torch.Tensor) -> Callable[[], None]:
+    from ncaseg import medsegdiff  # which reads pictures and volumes: training alone needs no library for that
+
     how = config.load_recipe("medsegdiff-small").diffusion
     return lambda: void(medsegdiff.sample_masks(model, image, how, seed=0))
 
