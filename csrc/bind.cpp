@@ -199,5 +199,6 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("moments", &moments, py::arg("arrays"), py::arg("options"));
   module.def("variants", &list_variants);
   module.def("has_amx", &amx::supported);
-  module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("rounds"), py::call_guard<py::gil_scoped_release>());
+  module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("rounds"), py::arg("isa"),
+             py::call_guard<py::gil_scoped_release>());
 }

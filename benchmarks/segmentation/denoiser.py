@@ -23,7 +23,6 @@ from ncaseg import config
 from ncaseg.models import build_model
 from ncaseg.models.medsegdiffnca.model import MedSegDiffNCA
 from ncaseg.report.markdown import table
-from ncaseg.sampling.medsegdiff import sample_masks
 
 RECORDS = record.RESULTS / "denoiser"
 PAGE = Path(__file__).with_name("DENOISER.md")
@@ -133,6 +132,8 @@ def why_not(compiled: Callable[[], None]) -> str | None:
 
 
 def sampling_call(model: MedSegDiffNCA, image: torch.Tensor) -> Callable[[], None]:
+    from ncaseg.sampling.medsegdiff import sample_masks  # which reads pictures and volumes: training alone needs no library for that
+
     how = config.load_recipe("medsegdiff-small").diffusion
     return lambda: void(sample_masks(model, image, how, seed=0))
 
