@@ -19,7 +19,7 @@ def find_folds(data: str | Path, rule: str, count: int) -> list[Split]:
     cases = [case for case in find_cases(data) if case.label is not None]
     ids = [case.id for case in cases]
     if rule == "strided":
-        return strided_folds(ids, count, find_groups(data))
+        return strided_folds(ids, count, find_groups(data, ids))
     if rule == "runs":
         return run_folds(ids, count)
     if rule == "origin":

@@ -1,13 +1,16 @@
 """Files to cases: which image belongs to which label. Reads names and dataset.json, never a voxel."""
 
 import csv
-import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ncaseg.data import pictures
+from ncaseg import files
+from ncaseg.data import formats
+from ncaseg.data.formats.base import Format
 
-SUFFIXES = (".nii.gz", ".nii")
 FOLDER_PAIRS = (
     ("imagesTr", "labelsTr"),
     ("images", "labels"),
@@ -17,19 +20,27 @@ FOLDER_PAIRS = (
     ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"),
     ("CXR_png", "masks"),  # Montgomery and Shenzhen
 )
+SUFFIXES = (".nii.gz", ".nii")
 GROUPS = "groups.csv"
-# Of the masks of ISIC and Shenzhen, in either case: ISIC_0000000_segmentation.png, CHNCXR_0001_0_mask.png.
-MASK_ENDINGS = ("_segmentation", "_mask")
-NO_IMAGES = "_superpixels"  # files of ISIC 2016 and 2017 beside the images
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net: case_0000, case_0001 are the channels of a case
 
 
 @dataclass(frozen=True)
 class Case:
-    """One subject: ``id`` is the image's file name without its suffix; ``label`` is None without one."""
+    """One subject: ``id`` is the image's file name without its suffix; ``label`` is None without one.
+
+    ``more`` are files of further channels, where every channel has its own.
+    """
 
     id: str
     image: Path
     label: Path | None
+    more: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the image."""
+        return (self.image, *self.more)
 
 
 def find_cases(
@@ -38,13 +49,14 @@ def find_cases(
     """List the cases of a dataset, sorted by id.
 
     Args:
-        data: a folder with ``dataset.json`` (Medical Segmentation Decathlon; its "training" list is read), or with the
-            folders ``imagesTr`` and ``labelsTr`` (or ``masksTr``), ``images`` and ``labels`` (or ``masks``),
-            ``CXR_png`` and ``masks``, or those of ISIC 2017 part 1 or ISIC 2018 task 1.
+        data: a folder with ``dataset.json`` (Medical Segmentation Decathlon, whose "training" list is read, or nnU-Net,
+            which lists channels instead), or with the folders ``imagesTr`` and ``labelsTr`` (or ``masksTr``),
+            ``images`` and ``labels`` (or ``masks``), ``CXR_png`` and ``masks``, or those of ISIC 2017 part 1 or ISIC
+            2018 task 1.
         images: instead of ``data``: a folder of NIfTI images, or of pictures (which are ignored beside NIfTI files).
             Dot-files (among them the ``._`` companions of macOS) are ignored.
         labels: the folder of their labels, matched by file name, after which pictures may have ``_segmentation`` or
-            ``_mask``. An image without a label gives ``label=None``.
+            ``_mask``, and images the ``_0000`` of nnU-Net. An image without a label gives ``label=None``.
 
     Raises:
         FileNotFoundError: a folder or a listed file does not exist, or there is no image.
@@ -67,22 +79,37 @@ def find_cases(
     raise FileNotFoundError(f"data must be a folder with {expected}; {folder} {state}")
 
 
-def find_groups(data: str | Path | None) -> dict[str, str]:
+def find_groups(data: str | Path | None, ids: Iterable[str] | None = None) -> dict[str, str]:
     """Which cases belong together, a patient's or a lesion's, from ``groups.csv`` in the folder of the data.
 
-    Its columns are ``id`` and ``group``. Without the file, or without a folder, every case is on its own.
+    Its columns are ``id`` (or the name of the file) and ``group``. Without the file, or without a folder, every case is
+    on its own.
 
     Raises:
-        ValueError: the file has other columns.
+        ValueError: the file has other columns or is no table, names a case twice in different groups or, where ``ids``
+            are given, a case that is not among them, or leaves one out.
     """
     path = None if data is None else Path(data) / GROUPS
     if path is None or not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+    lines = files.read_text(path).splitlines()
+    separator = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
+    reader = csv.DictReader(lines, delimiter=separator, skipinitialspace=True)
+    groups: dict[str, str] = {}
+    try:
         if not {"id", "group"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{path} must have the columns id and group; got {reader.fieldnames}")
-        return {row["id"]: row["group"] for row in reader}
+        for row in reader:
+            if not row["id"] or not row["group"]:
+                raise ValueError(f"{path} must give every row an id and a group; line {reader.line_num} lacks one")
+            name = case_id(row["id"]) if formats.find_format(row["id"]) else row["id"]
+            if groups.setdefault(name, row["group"]) != row["group"]:
+                raise ValueError(f"{path} puts {name} into two groups, {groups[name]} and {row['group']}")
+    except csv.Error as error:
+        raise ValueError(f"{path} must be a table (CSV); line {reader.line_num} is not: {error}") from error
+    if ids is not None:
+        _check_entries(path, groups, set(ids))
+    return groups
 
 
 def case_id(path: str | Path) -> str:
@@ -94,25 +121,27 @@ def case_id(path: str | Path) -> str:
         >>> case_id("ISIC_0000000_Segmentation.png")
         'ISIC_0000000'
     """
-    name = Path(path).name
-    for suffix in SUFFIXES:
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    if not pictures.is_picture(path):
-        raise ValueError(f"{path} must be a NIfTI file ending in {' or '.join(SUFFIXES)}, or a picture")
-    stem = Path(path).stem
-    ending = next((ending for ending in MASK_ENDINGS if stem.lower().endswith(ending)), "")
-    return stem[: len(stem) - len(ending)]
+    return formats.format_of(path).stem(Path(path).name)
+
+
+def _check_entries(path: Path, groups: Mapping[str, str], ids: set[str]) -> None:
+    """A name with a slip would leave a patient on both sides of a split, without a word."""
+    for names, text in ((groups.keys() - ids, "names cases that the data lack"), (ids - groups.keys(), "lacks cases")):
+        if names:
+            example = sorted(names)[0]
+            raise ValueError(f"{path} {text}: {len(names)}, e.g. {example!r}. Each case needs one row, by its id")
 
 
 def _listed(index: Path) -> list[Case]:
+    content = files.read_json(index, "a description of a dataset")
+    if "training" not in content and "channel_names" in content:
+        return _nnunet(index, content)
+    form = f'{index} must be JSON with a "training" list of {{"image": ..., "label": ...}}, or with "channel_names"'
     try:
-        entries = json.loads(index.read_text(encoding="utf-8"))["training"]
-        pairs = [(index.parent / entry["image"], index.parent / entry["label"]) for entry in entries]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        form = 'a "training" list of {"image": ..., "label": ...}'
-        raise ValueError(f"{index} must be JSON with {form}; got {type(error).__name__}: {error}") from error
-    missing = [str(path) for pair in pairs for path in pair if not path.is_file()]
+        pairs = [(index.parent / entry["image"], index.parent / entry["label"]) for entry in content["training"]]
+        missing = [str(path) for pair in pairs for path in pair if not path.is_file()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{form}; got {type(error).__name__}: {error}") from error
     if missing:
         raise FileNotFoundError(f"{index} lists {len(missing)} files that do not exist, e.g. {missing[0]}")
     cases = [Case(id=case_id(image), image=image, label=label) for image, label in pairs]
@@ -123,33 +152,70 @@ def _listed(index: Path) -> list[Case]:
     return sorted(cases, key=lambda case: case.id)
 
 
-def _paired(images: Path, labels: Path | None) -> list[Case]:
-    image_of = _volumes("images", images)
-    label_of = {} if labels is None else _volumes("labels", labels)
+def _nnunet(index: Path, content: Mapping[str, Any]) -> list[Case]:
+    """The cases of nnU-Net's version 2, which finds them by name: ``imagesTr/case_0000.nii.gz`` for channel 0."""
+    ending, channels = content.get("file_ending"), content["channel_names"]
+    form = formats.find_format(f"x{ending}")
+    if form is None or not isinstance(channels, dict):
+        known = formats.suffixes()
+        raise ValueError(
+            f'{index} must have a "file_ending" ({known}) and "channel_names"; got {ending!r}, {channels!r}'
+        )
+    cases = _paired(index.parent / "imagesTr", index.parent / "labelsTr", form)
+    count = content.get("numTraining", len(cases))
+    if count != len(cases):
+        raise ValueError(f"{index} says that there are {count} cases (numTraining); imagesTr holds {len(cases)}")
+    for case in cases:
+        # A file may hold all channels; several files hold one each.
+        if case.more and len(case.files) != len(channels):
+            raise ValueError(f"{index} names {len(channels)} channels; case {case.id} has {len(case.files)} files")
+        if case.label is None:
+            raise ValueError(f"{index}: case {case.id} has no label in {index.parent / 'labelsTr'}")
+    return cases
+
+
+def _paired(images: Path, labels: Path | None, form: Format | None = None) -> list[Case]:
+    image_of: dict[str, tuple[Path, ...]] = {key: (path,) for key, path in _volumes("images", images, form).items()}
+    label_of = {} if labels is None else _volumes("labels", labels, form)
     orphans = sorted(label_of.keys() - image_of.keys())
+    if orphans:
+        # The names of nnU-Net, as far as that gives every label an image.
+        image_of = _by_channel(image_of)
+        orphans = [orphan for orphan in orphans if orphan not in image_of]
     if orphans:
         example = label_of[orphans[0]].name
         raise ValueError(f"{len(orphans)} labels in {labels} have no image of that name in {images}, e.g. {example}")
-    return [Case(id=key, image=image_of[key], label=label_of.get(key)) for key in sorted(image_of)]
+    found = sorted(image_of.items())
+    return [Case(id=key, image=paths[0], label=label_of.get(key), more=paths[1:]) for key, paths in found]
 
 
-def _volumes(name: str, folder: Path) -> dict[str, Path]:
+def _by_channel(image_of: Mapping[str, tuple[Path, ...]]) -> dict[str, tuple[Path, ...]]:
+    """Files ``case_0000``, ``case_0001`` together under ``case``, in this order; others under their own names."""
+    together: dict[str, tuple[Path, ...]] = {}
+    for key in sorted(image_of):
+        name = CHANNEL.fullmatch(key)
+        together[name[1] if name else key] = (*together.get(name[1] if name else key, ()), *image_of[key])
+    return together
+
+
+def _volumes(name: str, folder: Path, form: Format | None = None) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{name} must be a folder; {folder} is not one")
     found: dict[str, Path] = {}
-    for path in _images(folder):
+    for path in _images(folder, form):
         if case_id(path) in found:
             raise ValueError(f"{name} must hold one file per case; {path.name} and {found[case_id(path)].name} are two")
         found[case_id(path)] = path
     if not found:
-        raise FileNotFoundError(
-            f"{name} must hold files ending in {' or '.join(SUFFIXES)}, or pictures; {folder} has none"
-        )
+        raise FileNotFoundError(f"{name} must hold files ending in {formats.suffixes()}; {folder} has none")
     return found
 
 
-def _images(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder; where there is none, its pictures."""
-    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    volumes = [path for path in visible if path.name.endswith(SUFFIXES)]
-    return volumes or [path for path in visible if pictures.is_picture(path) and not path.stem.endswith(NO_IMAGES)]
+def _images(folder: Path, form: Format | None = None) -> list[Path]:
+    """The files of the first format that the folder holds any of, in the order of ``FORMATS``."""
+    listed = sorted(folder.iterdir())
+
+    def of(one: Format) -> list[Path]:
+        return [path for path in listed if one.is_image(path.name)]
+
+    return next((found for one in ([form] if form else formats.FORMATS) if (found := of(one))), [])

@@ -82,9 +82,9 @@ def load_split(path: str | Path) -> Split:
     """Read a split.
 
     Raises:
-        ValueError: the content does not match the hash in the file, or keys are missing.
+        ValueError: no JSON, missing keys, a case on both sides, or a content that does not match the hash in the file.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = files.read_json(path, "a split file")
     try:
         split = Split(
             train=tuple(content["train"]),
@@ -95,6 +95,11 @@ def load_split(path: str | Path) -> Split:
         matches = split.sha256 == content["sha256"]
     except KeyError as error:
         raise ValueError(f"{path} must be a split file; it has no entry {error}") from error
+    except TypeError as error:
+        raise ValueError(f"{path} must be a split file; its lists are none: {error}") from error
+    named = [*split.train, *split.validation]
+    if not all(isinstance(name, str) for name in named) or len(set(named)) < len(named):
+        raise ValueError(f"{path} must name every case once, by its id, on one side of the split")
     if not matches:
         raise ValueError(f"{path} was changed: its content does not match its sha256. Restore it, or start a new run")
     return split

@@ -21,6 +21,7 @@ from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore, grid_sizes
 from ncaseg.data.index import Case, find_cases, find_groups
 from ncaseg.data.split import Split, load_split, make_split, save_split
+from ncaseg.data.survey import survey
 from ncaseg.levels import Triple, check_reflection, or_native, pad_size, smaller, working_sizes
 from ncaseg.models import build_model
 from ncaseg.models.base import Segmenter
@@ -78,8 +79,10 @@ def train(
     check_sizes(sizes, cfg)
     print(check_memory(cfg, list(sizes.values()), device), file=sys.stderr)
     _claim_folder(out, cfg, resume)
-    split = _fix_split(out / "split.json", cases, cfg, find_groups(data_dir))
+    split = _fix_split(out / "split.json", cases, cfg, find_groups(data_dir, sizes))
     volumes = CaseStore(cases, cfg.data)
+    for line in survey(volumes, [*split.train, *split.validation], cfg.data):
+        print(f"note: {line}", file=sys.stderr)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(cfg.train.seed, WEIGHTS))
@@ -240,6 +243,12 @@ def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str
     missing = sorted(named - set(ids))
     if missing:
         raise ValueError(f"{path} names {len(missing)} cases that the data do not hold, e.g. {missing[0]}")
+    left_out = sorted(case.id for case in cases if case.label is not None and case.id not in named)
+    if left_out and not how.allow_left_out:
+        raise ValueError(
+            f"{path} leaves out {len(left_out)} labelled cases of the data, e.g. {left_out[0]}. Start a new run, or "
+            "set data.allow_left_out=true"
+        )
     if not is_given:
         save_split(path, split)
     return split

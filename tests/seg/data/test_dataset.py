@@ -69,8 +69,8 @@ RESIZED = {"size": (40, 60, 0), "fit": "resize"}
     [
         (None, 1, {}, 8),  # bytes per voxel: the image and what its percentiles sort
         (0.37, 1, {}, 18),  # int16, and float64 twice
-        (0.37, 3, {"modalities": (0, 2)}, 18 * 3),
-        (None, 3, {"modalities": (0, 2)}, 16),
+        (0.37, 3, {"modalities": (0, 2), "drop_channels": True}, 18 * 3),
+        (None, 3, {"modalities": (0, 2), "drop_channels": True}, 16),
         (None, 1, {"mean": (0.5,), "std": (0.1,)}, 12),
         (None, 1, {"size": (50, 50, 50), "clip_again": True}, 12 * (50 / 48) ** 3),
         (None, 1, RESIZED, 24 * 60 / 48),

@@ -79,7 +79,9 @@ def test_folds_are_written_as_splits(tmp_path):
 
 def test_folds_from_the_command_line(tmp_path, capsys):
     data = write_phantoms(tmp_path / "data", 5, size=(12, 12, 12))
-    (data / "groups.csv").write_text("id,group\nphantom_000,x\nphantom_001,x\n")
+    (data / "groups.csv").write_text(
+        "id,group\nphantom_000,x\nphantom_001,x\nphantom_002,2\nphantom_003,3\nphantom_004,4\n"
+    )
     assert verbs.main(["folds", "strided", "--data", str(data), "-o", str(tmp_path / "folds"), "--count", "2"]) == 0
     out = capsys.readouterr().out
     assert "fold_1.json" in out and "RUN/split.json" in out

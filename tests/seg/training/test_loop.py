@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -238,10 +239,15 @@ def test_validation_labels_are_not_read_by_training(data, tmp_path):
     folder = write_phantoms(tmp_path / "p", 4, seed=0, size=(12, 12, 12))
     loop.train(tiny("train.steps=1"), folder, tmp_path / "a")
     split = load_split(tmp_path / "a" / "split.json")
-    for case in split.validation:
-        (folder / "labelsTr" / f"{case}.nii.gz").write_bytes(b"not readable")
     loop.train(tiny("train.steps=4"), folder, tmp_path / "b")
-    assert load_split(tmp_path / "b" / "split.json") == split
+    for case in split.validation:
+        path = folder / "labelsTr" / f"{case}.nii.gz"
+        label = nib.load(path)
+        nib.save(nib.Nifti1Image(2 - np.asarray(label.dataobj), label.affine), path)
+    loop.train(tiny("train.steps=4"), folder, tmp_path / "c")
+    assert load_split(tmp_path / "c" / "split.json") == split
+    models = [load_model(tmp_path / run / "model.safetensors")[0].state_dict() for run in "bc"]
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
 
 
 def test_folder_pairs_train_too(data, tmp_path):

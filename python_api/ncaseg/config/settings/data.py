@@ -3,6 +3,7 @@
 import dataclasses
 
 from ncaseg.config.settings.checks import require, require_one_of
+from ncaseg.config.settings.label_map import parse_label_map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,11 @@ class DataConfig:
     Training takes ``crops`` random boxes of ``crop`` cells from every case (empty: whole cases; 0 takes the whole
     axis), anywhere (``crop_places`` "uniform") or centred on foreground and background in turn of a fair coin
     ("balanced"). Where a case is smaller than the box its border is repeated.
+    How files are read: ``label_map`` says which label a stored value or colour stands for ("2:1, #ff0000:2", see
+    :mod:`ncaseg.config.settings.label_map`); ``white`` is the number that stands for 1 in a picture (0: 255, or 65535 of 16
+    bits); ``drop_channels`` allows files with more channels than ``modalities`` takes; ``max_read_gb`` is the most
+    memory that one case may take, by its header; ``allow_empty`` trains although no label has a cell of foreground;
+    ``allow_left_out`` although the split leaves labelled cases out.
     """
 
     labels: tuple[int, ...] = (1,)
@@ -37,6 +43,12 @@ class DataConfig:
     validation_fraction: float = 0.15
     split_seed: int = 0
     cache: bool = True
+    label_map: str = ""
+    white: float = 0.0
+    drop_channels: bool = False
+    max_read_gb: float = 4.0
+    allow_empty: bool = False
+    allow_left_out: bool = False
 
     def __post_init__(self) -> None:
         low, high = self.clip_percentiles
@@ -60,6 +72,14 @@ class DataConfig:
         require_one_of("data.crop_places", self.crop_places, ("uniform", "balanced"))
         fraction = self.validation_fraction
         require(0.0 <= fraction < 1.0, "data.validation_fraction", "lie in [0, 1)", fraction)
+        self._check_reading()
+
+    def _check_reading(self) -> None:
+        targets = {entry.label for entry in parse_label_map(self.label_map)}
+        within = f"map to 0 and data.labels {self.labels}"
+        require(targets <= {0, *self.labels}, "data.label_map", within, self.label_map)
+        require(0 <= self.white < float("inf"), "data.white", "be 0 or positive", self.white)
+        require(self.max_read_gb > 0, "data.max_read_gb", "be positive", self.max_read_gb)
 
     def _check_standard(self) -> None:
         for name in ("mean", "std"):

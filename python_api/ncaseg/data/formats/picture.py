@@ -1,0 +1,208 @@
+"""PNG, JPEG, BMP, TIFF as volumes of one slice: the first axis counts rows, the second columns; colours are channels.
+
+A picture is what a viewer shows: turned as its EXIF says. What Pillow would drop without a word (pages, low bits,
+transparency) is refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+
+from ncaseg.data.formats.base import Coded, Format, ReadError, Scan, Value, reading
+from ncaseg.config.settings.label_map import TRANSPARENT
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Of the masks of ISIC and Shenzhen, in either case: ISIC_0000000_segmentation.png, CHNCXR_0001_0_mask.png.
+MASK_ENDINGS = ("_segmentation", "_mask")
+NO_IMAGES = "_superpixels"  # files of ISIC 2016 and 2017 beside the images
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+WIDE = {"I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "I": 0.0, "F": 0.0}  # modes of more than 8 bits: white
+ORIENTATION, BITS, PHOTOMETRIC, SAMPLES = 0x0112, 258, 262, 277  # tags of TIFF, the first also of EXIF
+TURNED = range(5, 9)  # orientations that swap rows and columns
+
+
+class Picture(Format):
+    """Pictures by Pillow, loaded when the first one is read."""
+
+    name = "picture"
+    suffixes = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+    def open(self, path: Path) -> Scan:
+        with _opened(path) as picture:
+            return _scan(path, picture)
+
+    def read(self, path: Path) -> tuple[Scan, np.ndarray]:
+        with _opened(path) as picture:
+            scan = _scan(path, picture)
+            values = _values(path, _upright(picture))
+        return scan, values.reshape(scan.shape)
+
+    def read_label(self, path: Path) -> tuple[Scan, Coded]:
+        with _opened(path) as picture:
+            scan, bits = _scan(path, picture), _bits(path, picture)
+            picture = _upright(picture)
+            coded = _decode(picture, bits)
+        return scan, coded
+
+    def write(self, path: Path, voxels: np.ndarray, like: Scan | None) -> None:
+        """An 8-bit PNG: 0 and 255 where 1 is the only label, else the values."""
+        if voxels.ndim != 3 or voxels.shape[2] != 1:
+            raise ValueError(f"labels must have shape [rows, columns, 1]; got {voxels.shape}")
+        grey = voxels[..., 0].astype(np.uint8)
+        grey = grey * 255 if grey.max(initial=0) <= 1 else grey
+        from PIL import Image
+
+        with open(path, "wb") as file:
+            Image.fromarray(grey).save(file, "PNG")
+
+    def stem(self, name: str) -> str:
+        stem = super().stem(name)
+        ending = next((ending for ending in MASK_ENDINGS if stem.lower().endswith(ending)), "")
+        return stem[: len(stem) - len(ending)]
+
+    def output_name(self, name: str) -> str:
+        return f"{self.stem(name)}.png"
+
+    def is_image(self, name: str) -> bool:
+        return super().is_image(name) and not super().stem(name).endswith(NO_IMAGES)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    """The picture, not decoded yet; the bound on memory is ours (from its size), so Pillow's is not asked."""
+    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+
+    # By the first bytes, and no other readers that Pillow has: one of them starts Ghostscript.
+    readers = {
+        b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+        b"\xff\xd8\xff": JpegImagePlugin.jpeg_factory,
+        b"BM": BmpImagePlugin.BmpImageFile,
+        b"II": TiffImagePlugin.TiffImageFile,
+        b"MM": TiffImagePlugin.TiffImageFile,
+    }
+    with open(path, "rb") as file, warnings.catch_warnings(), reading(path, Picture.name):
+        warnings.simplefilter("ignore")
+        _check_sums(file)
+        head = file.read(8)
+        file.seek(0)
+        make = next((reader for magic, reader in readers.items() if head.startswith(magic)), None)
+        if make is None:
+            raise ReadError(f"{path} must be a readable picture: PNG, JPEG, BMP or TIFF by its content; it is none")
+        with make(file, str(path)) as picture:
+            _refuse_what_would_be_lost(path, picture)
+            yield picture
+
+
+def _check_sums(file) -> None:
+    """Compare the checksum of every chunk of a PNG, which Pillow leaves out for the pixels."""
+    if file.read(8) == PNG_SIGNATURE:
+        while head := file.read(8):
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            body, total = file.read(length), file.read(4)
+            if len(total) < 4 or zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(total, "big"):
+                raise ValueError(f"the checksum of its chunk {kind.decode('latin-1')!r} is wrong")
+            if kind == b"IEND":
+                break
+    file.seek(0)
+
+
+def _refuse_what_would_be_lost(path: Path, picture: Image) -> None:
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1 and picture.format != "MPO":  # whose further pictures are previews of the first
+        raise ReadError(f"{path} must hold one picture; it holds {pages} pages. Save each to a file of its own")
+    bits = _bits(path, picture)
+    if bits > 8 and picture.mode not in WIDE:
+        raise ReadError(f"{path} has {bits} bits per colour, of which only 8 are read. Save it with 8, or as grey")
+    tags = getattr(picture, "tag_v2", {})
+    if tags.get(SAMPLES, 1) > len(picture.getbands()):
+        raise ReadError(f"{path} has {tags[SAMPLES]} channels, of which {len(picture.getbands())} are read")
+    is_inverted = tags.get(PHOTOMETRIC) == 0 and picture.mode in WIDE
+    if is_inverted:
+        raise ReadError(f"{path} stores white as 0 in {bits} bits, which is not read. Save it with black as 0")
+
+
+def _bits(path: Path, picture: Image) -> int:
+    """Bits per sample as stored."""
+    if picture.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24]
+    stored = getattr(picture, "tag_v2", {}).get(BITS, 8)
+    return max(stored) if isinstance(stored, tuple) else int(stored)
+
+
+def _scan(path: Path, picture: Image) -> Scan:
+    columns, rows = picture.size
+    if picture.getexif().get(ORIENTATION) in TURNED:
+        columns, rows = rows, columns
+    grey = picture.mode in (*WIDE, "1", "L", "LA", "La")
+    affine, channels = np.eye(4), 1 if grey else 3
+    dtype = np.dtype(
+        {"I": np.int32, "F": np.float32}.get(picture.mode, np.uint16 if picture.mode in WIDE else np.uint8)
+    )
+    return Scan(
+        path=path,
+        shape=(rows, columns, 1, channels),
+        affine=affine,
+        header=nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), affine).header,
+        spacing_mm=(1.0, 1.0, 1.0),
+        dtype=dtype,
+        extra_bytes=8 * rows * columns,  # as decoded, and turned
+        white=WIDE.get(picture.mode, 255.0),
+        is_repeated=grey,
+    )
+
+
+def _upright(picture: Image) -> Image:
+    from PIL import ImageOps
+
+    picture.load()
+    return ImageOps.exif_transpose(picture)
+
+
+def _values(path: Path, picture: Image) -> np.ndarray:
+    """``[rows, columns]``, or ``[rows, columns, 3]``."""
+    if picture.mode in WIDE:
+        return np.asarray(picture)
+    grey = picture.mode in ("1", "L", "LA", "La")
+    if picture.has_transparency_data:
+        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+        if alpha.min() < 255:
+            share = np.mean(alpha < 255)
+            raise ReadError(f"{path} is transparent in {share:.1%} of its pixels. Flatten it onto a background")
+    return np.asarray(picture.convert("L" if grey else "RGB"))
+
+
+def _decode(picture: Image, bits: int) -> Coded:
+    """The values of a mask, or its colours where it has any; what is transparent counts as a colour of its own."""
+    if picture.mode in WIDE:
+        return Coded(np.asarray(picture)[..., None])
+    if picture.mode == "1":
+        return Coded(np.asarray(picture)[..., None].astype(np.uint8))
+    if picture.mode == "L" and not picture.has_transparency_data:
+        # Pillow stretches samples of 2 and 4 bits to 8.
+        return Coded(np.asarray(picture)[..., None] // (255 // (2**bits - 1) if bits < 8 else 1))
+    indices = np.asarray(picture)[..., None] if picture.mode == "P" else None
+    colours = np.asarray(picture.convert("RGBA")).astype(np.uint32)
+    codes = (colours[..., 0] << 24 | colours[..., 1] << 16 | colours[..., 2] << 8 | colours[..., 3])[..., None]
+    return Coded(codes, _names(np.unique(codes).tolist()), indices)
+
+
+def _names(codes: list[int]) -> dict[int, Value]:
+    """Grey values where nothing is coloured or transparent; else colours as ``#rrggbb`` or ``#rrggbbaa``."""
+    if all(code & 255 == 255 and code >> 24 == code >> 16 & 255 == code >> 8 & 255 for code in codes):
+        return {code: code >> 24 for code in codes}
+    names: dict[int, Value] = {}
+    for code in codes:
+        opaque, alpha = f"#{code >> 8:06x}", code & 255
+        names[code] = opaque if alpha == 255 else TRANSPARENT if alpha == 0 else f"{opaque}{alpha:02x}"
+    return names
