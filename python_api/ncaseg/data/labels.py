@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ncaseg.data.formats.base import Coded, ReadError, Value
 from ncaseg.config.settings import DataConfig
 from ncaseg.config.settings.label_map import TRANSPARENT, Entry, parse_label_map
+from ncaseg.data.formats.base import Coded, ReadError, Value
 
 BRIGHT = 128  # a mask of two numbers has one below and one from here on (ISIC stores 0 and 255)
 ROUNDING = 1e-3  # of labels that were stored as fractions: a value this close to a whole number is one

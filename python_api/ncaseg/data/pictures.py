@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 
 from ncaseg import files
+from ncaseg.config.settings import DataConfig
 from ncaseg.data import labels as rule
 from ncaseg.data.formats.picture import Picture
-from ncaseg.config.settings import DataConfig
 
 
 def open_picture(path: str | Path) -> nib.Nifti1Image:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
-from ncaseg.data.dataset import CaseStore, Volume
-from ncaseg.data.formats.base import Value
 from ncaseg.config.settings import DataConfig
 from ncaseg.config.settings.label_map import parse_label_map
+from ncaseg.data.dataset import CaseStore, Volume
+from ncaseg.data.formats.base import Value
 
 SHOWN = 5  # broken cases in a message
 SPACING_RATIO = 1.05  # spacings further apart are reported

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 
-from ncaseg.data.formats.base import Coded, Format, ReadError, Scan, Value, reading
 from ncaseg.config.settings.label_map import TRANSPARENT
+from ncaseg.data.formats.base import Coded, Format, ReadError, Scan, Value, reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
