@@ -78,11 +78,12 @@ def train(
     sizes = grid_sizes(cases, cfg.data)
     check_sizes(sizes, cfg)
     print(check_memory(cfg, list(sizes.values()), device), file=sys.stderr)
-    _claim_folder(out, cfg, resume)
-    split = _fix_split(out / "split.json", cases, cfg, find_groups(data_dir, sizes))
+    _check_folder(out, cfg, resume)
+    split = _find_split(out / "split.json", cases, cfg, find_groups(data_dir, sizes))
     volumes = CaseStore(cases, cfg.data)
     for line in survey(volumes, [*split.train, *split.validation], cfg.data):
         print(f"note: {line}", file=sys.stderr)
+    _claim_folder(out, cfg, split)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(cfg.train.seed, WEIGHTS))
@@ -214,8 +215,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _claim_folder(out: Path, cfg: Config, resume: bool) -> None:
-    """Write the recipe into a new folder; in a used one, insist on the same recipe."""
+def _check_folder(out: Path, cfg: Config, resume: bool) -> None:
+    """In a used folder, insist on the same recipe."""
     recipe = out / "recipe.toml"
     if recipe.exists() or (out / "state.pt").exists():
         if not resume:
@@ -224,15 +225,21 @@ def _claim_folder(out: Path, cfg: Config, resume: bool) -> None:
         if changes:
             listed = "; ".join(changes)
             raise ValueError(f"{out} holds a run of another recipe; choose another folder. Differences: {listed}")
-    else:
-        files.write_text(recipe, config.to_toml(cfg))
 
 
-def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str]) -> Split:
-    """The split of the run: read if it is there, else made of all cases and written. What it names needs a label."""
+def _claim_folder(out: Path, cfg: Config, split: Split) -> None:
+    """Write recipe and split into a new folder; not before the cases were read, which may ask for another recipe."""
+    if not (out / "recipe.toml").exists():
+        files.write_text(out / "recipe.toml", config.to_toml(cfg))
+    if not (out / "split.json").exists():
+        save_split(out / "split.json", split)
+
+
+def _find_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str]) -> Split:
+    """The split of the run: read if it is there, else made of all cases. What it names needs a label."""
     ids = [case.id for case in cases]
-    is_given, data = path.exists(), cfg.data
-    split = load_split(path) if is_given else make_split(ids, data.validation_fraction, data.split_seed, groups)
+    data = cfg.data
+    split = load_split(path) if path.exists() else make_split(ids, data.validation_fraction, data.split_seed, groups)
     named = {*split.train, *split.validation}
     unlabelled = sorted(case.id for case in cases if case.label is None and case.id in named)
     if unlabelled:
@@ -244,13 +251,11 @@ def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str
     if missing:
         raise ValueError(f"{path} names {len(missing)} cases that the data do not hold, e.g. {missing[0]}")
     left_out = sorted(case.id for case in cases if case.label is not None and case.id not in named)
-    if left_out and not how.allow_left_out:
+    if left_out and not data.allow_left_out:
         raise ValueError(
             f"{path} leaves out {len(left_out)} labelled cases of the data, e.g. {left_out[0]}. Start a new run, or "
             "set data.allow_left_out=true"
         )
-    if not is_given:
-        save_split(path, split)
     return split
 
 

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 from ncaseg import config
 from ncaseg.data import pictures
 from ncaseg.data.dataset import CaseStore, load_case
+from ncaseg.data.formats.picture import Picture
 from ncaseg.data.index import Case, find_cases
 from ncaseg.data.lesions import make_lesion, write_lesions
 from ncaseg.data.resample import resize_image, resize_mask
@@ -115,9 +117,9 @@ def test_what_is_no_picture_is_named(tmp_path):
     with pytest.raises(FileNotFoundError):
         pictures.open_picture(tmp_path / "none.png")
     with pytest.raises(ValueError, match="m.jpg"):
-        pictures.save_mask(tmp_path / "m.jpg", np.zeros((2, 2, 1)))
+        Picture().write(tmp_path / "m.jpg", np.zeros((2, 2, 1)), np.eye(4), nib.Nifti1Header())
     with pytest.raises(ValueError, match="labels must have shape"):
-        pictures.save_mask(tmp_path / "m.png", np.zeros((2, 2, 3)))
+        Picture().write(tmp_path / "m.png", np.zeros((2, 2, 3)), np.eye(4), nib.Nifti1Header())
 
 
 def test_grey_and_palette_pictures(tmp_path):

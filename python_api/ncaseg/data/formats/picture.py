@@ -36,6 +36,7 @@ class Picture(Format):
 
     name = "picture"
     suffixes = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+    written = (".png",)  # JPEG would change the values
 
     def open(self, path: Path) -> Scan:
         with _opened(path) as picture:
@@ -54,8 +55,10 @@ class Picture(Format):
             coded = _decode(picture, bits)
         return scan, coded
 
-    def write(self, path: Path, voxels: np.ndarray, like: Scan | None) -> None:
+    def write(self, path: Path, voxels: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> None:
         """An 8-bit PNG: 0 and 255 where 1 is the only label, else the values."""
+        if not path.name.lower().endswith(self.written):
+            raise ValueError(f"out must end in .png for a picture; got {path.name}")
         if voxels.ndim != 3 or voxels.shape[2] != 1:
             raise ValueError(f"labels must have shape [rows, columns, 1]; got {voxels.shape}")
         grey = voxels[..., 0].astype(np.uint8)
