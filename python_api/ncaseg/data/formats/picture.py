@@ -101,7 +101,8 @@ def _opened(path: Path) -> Iterator[Image]:
         make = next((reader for magic, reader in readers.items() if head.startswith(magic)), None)
         if make is None:
             raise ReadError(f"{path} must be a readable picture: PNG, JPEG, BMP or TIFF by its content; it is none")
-        with make(file, str(path)) as picture:
+        # Without its name: Pillow maps files that have one, and maps turned TIFF with rows and columns exchanged.
+        with make(file) as picture:
             _refuse_what_would_be_lost(path, picture)
             yield picture
 
@@ -145,7 +146,7 @@ def _bits(path: Path, picture: Image) -> int:
 
 def _scan(path: Path, picture: Image) -> Scan:
     columns, rows = picture.size
-    if picture.getexif().get(ORIENTATION) in TURNED:
+    if picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in TURNED:  # Pillow turns TIFF by itself
         columns, rows = rows, columns
     grey = picture.mode in (*WIDE, "1", "L", "LA", "La")
     affine, channels = np.eye(4), 1 if grey else 3
