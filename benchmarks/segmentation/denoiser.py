@@ -132,7 +132,8 @@ def why_not(compiled: Callable[[], None]) -> str | None:
 
 
 def sampling_call(model: MedSegDiffNCA, image: torch.Tensor) -> Callable[[], None]:
-    from ncaseg.sampling.medsegdiff import sample_masks  # which reads pictures and volumes: training alone needs no library for that
+    # It reads pictures and volumes, which needs libraries that training alone does without.
+    from ncaseg.sampling.medsegdiff import sample_masks
 
     how = config.load_recipe("medsegdiff-small").diffusion
     return lambda: void(sample_masks(model, image, how, seed=0))

@@ -19,6 +19,7 @@ def add_predict(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "input", type=Path, metavar="INPUT", help="a .nii or .nii.gz file, a picture, or a folder of either"
     )
+    _add_reading(verb)
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file, or folder for a folder")
     _add_ensemble(verb, default=None)
     verb.add_argument("--png", action="store_true", help="also draw an overlay and a variance picture per case")
@@ -30,6 +31,7 @@ def add_predict(verb: argparse.ArgumentParser) -> None:
 
 def add_evaluate(verb: argparse.ArgumentParser) -> None:
     _add_model(verb)
+    _add_reading(verb)
     _add_pairs(verb)
     _add_ensemble(verb, default=10)
     verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
@@ -69,6 +71,7 @@ def add_qc(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "input", type=Path, nargs="?", metavar="INPUT", help="a NIfTI file or a folder of them to inspect"
     )
+    _add_reading(verb)
     verb.add_argument(
         "-o", "--out", type=Path, required=True, metavar="CSV", help="one row per case; a .json beside it"
     )
@@ -105,6 +108,11 @@ def _add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="a .safetensors checkpoint, or the name of a zoo entry")
 
 
+def _add_reading(verb: argparse.ArgumentParser) -> None:
+    keys = "data.label_map, data.white, data.drop_channels or data.max_read_gb"
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help=f"how files are read: {keys}")
+
+
 def _add_pairs(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--data", type=Path, metavar="DIR", help="folder in the layout of the Decathlon (dataset.json) or of ISIC"
@@ -115,7 +123,7 @@ def _add_pairs(verb: argparse.ArgumentParser) -> None:
 
 def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None:
     shown = "ensemble size (default: " + ("the model's own)" if default is None else f"{default})")
-    verb.add_argument("--samples", type=_positive, default=default, metavar="N", help=shown)
+    verb.add_argument("--samples", type=_samples, default=default, metavar="N", help=shown)
     verb.add_argument("--seed", type=int, metavar="S", help="random seed (default: the model's own)")
     verb.add_argument(
         "--rule",
@@ -140,6 +148,17 @@ def _finite(text: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be a finite number; got {text!r}")
+    return value
+
+
+def _samples(text: str) -> int:
+    from ncaseg.limits import MOST, check_limit
+
+    value = _positive(text)
+    try:
+        check_limit("samples", value, MOST["predict.samples"])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return value
 
 

@@ -40,6 +40,7 @@ class Volume:
     is_resized: bool = False
     mask_rule: str = "floor"
     meaning: Mapping[Value, int] = field(default_factory=dict)  # of the stored values of the label
+    is_picture: bool = False
 
     @property
     def content_size(self) -> tuple[int, ...]:
@@ -90,6 +91,7 @@ def load_case(case: Case, cfg: DataConfig) -> Volume:
         is_resized=cfg.fit == "resize" and image.shape[1:] != native_size,
         mask_rule="centre" if cfg.resample == "area" else "floor",
         meaning=meaning,
+        is_picture=scan.white is not None,
     )
 
 

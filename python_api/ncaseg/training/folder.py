@@ -128,7 +128,7 @@ def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:
 
 @contextmanager
 def claimed(path: Path, cfg: Config, resume: bool) -> Iterator[None]:
-    """Hold a folder for this process: write the recipe into a new one; in a used one, insist on the same recipe.
+    """Hold a folder for this process; in a used one, insist on the same recipe.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is False.
@@ -146,9 +146,15 @@ def claimed(path: Path, cfg: Config, resume: bool) -> Iterator[None]:
             if changes:
                 listed = "; ".join(changes)
                 raise ValueError(f"{path} holds a run of another recipe; choose another folder. Differences: {listed}")
-        else:
-            files.write_text(recipe, config.to_toml(cfg))
         yield
+
+
+def write_conditions(path: Path, cfg: Config, split: Split) -> None:
+    """Write recipe and split into a new folder."""
+    if not (path / "recipe.toml").exists():
+        files.write_text(path / "recipe.toml", config.to_toml(cfg))
+    if not (path / "split.json").exists():
+        save_split(path / "split.json", split)
 
 
 def _lock(lock, path: Path) -> None:
@@ -168,11 +174,11 @@ def _lock(lock, path: Path) -> None:
     lock.flush()
 
 
-def fix_split(path: Path, cases: list[Case], cfg: Config, groups: Mapping[str, str]) -> Split:
-    """The split of the run: read if it is there, else made of all cases and written. What it names needs a label."""
+def find_split(path: Path, cases: list[Case], cfg: Config, groups: Mapping[str, str]) -> Split:
+    """The split of the run: read if it is there, else made of all cases. What it names needs a label."""
     ids = [case.id for case in cases]
-    is_given, how = path.exists(), cfg.data
-    split = load_split(path) if is_given else make_split(ids, how.validation_fraction, how.split_seed, groups)
+    data = cfg.data
+    split = load_split(path) if path.exists() else make_split(ids, data.validation_fraction, data.split_seed, groups)
     named = {*split.train, *split.validation}
     unlabelled = sorted(case.id for case in cases if case.label is None and case.id in named)
     if unlabelled:
@@ -184,11 +190,9 @@ def fix_split(path: Path, cases: list[Case], cfg: Config, groups: Mapping[str, s
     if missing:
         raise ValueError(f"{path} names {len(missing)} cases that the data do not hold, e.g. {missing[0]}")
     left_out = sorted(case.id for case in cases if case.label is not None and case.id not in named)
-    if left_out and not how.allow_left_out:
+    if left_out and not data.allow_left_out:
         raise ValueError(
             f"{path} leaves out {len(left_out)} labelled cases of the data, e.g. {left_out[0]}. Start a new run, or "
             "set data.allow_left_out=true"
         )
-    if not is_given:
-        save_split(path, split)
     return split

@@ -22,9 +22,9 @@ class DataConfig:
     ("balanced"). Where a case is smaller than the box its border is repeated.
     How files are read: ``label_map`` says which label a stored value or colour stands for ("2:1, #ff0000:2", see
     :mod:`ncaseg.config.settings.label_map`); ``white`` is the number that stands for 1 in a picture (0: 255, or 65535
-    of 16 bits); ``drop_channels`` allows files with more channels than ``modalities`` takes; ``max_read_gb`` is the most
-    memory that one case may take, by its header; ``allow_empty`` trains although no label has a cell of foreground;
-    ``allow_left_out`` although the split leaves labelled cases out.
+    of 16 bits); ``drop_channels`` allows files with more channels than ``modalities`` takes; ``max_read_gb`` is the
+    most memory that one case may take, by its header; ``allow_empty`` trains although no label has a cell of
+    foreground; ``allow_left_out`` although the split leaves labelled cases out.
     """
 
     labels: tuple[int, ...] = (1,)
