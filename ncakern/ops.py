@@ -147,14 +147,13 @@ def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str
     tensors, (seed, *options, name) = inputs[:_NUM_TENSORS], inputs[_NUM_TENSORS:]
     numbers = dict(zip(_CALL_NAMES, options[len(_SPEC_NAMES) :], strict=True))
     keep_every, device = numbers.pop("keep_every"), tensors[0].device
-    layouts = []
+    _require_one_device(tensors)
     for key, tensor in zip(_TENSOR_NAMES, tensors, strict=True):
-        if tensor is not None and (tensor.device != device or tensor.layout != torch.strided or tensor.is_nested):
+        if tensor is not None:
             require_tensor(key, tensor)
-            raise ValueError(f"{key} must be on the state's device {device}; got {tensor.device}")
-        layouts.append(None if tensor is None else (tensor.shape, tensor.dtype))
+    layouts = tuple([None if t is None else (t.shape, t.dtype) for t in tensors])
     sizes = (numbers["steps"], tuple(numbers["origin"]), tuple(numbers["extent"]))
-    problem = _check_layouts(tuple(layouts), tuple(options[: len(_SPEC_NAMES)]), sizes, device.type, name)
+    problem = _check_layouts(layouts, tuple(options[: len(_SPEC_NAMES)]), sizes, device.type, name)
     check_seed(seed)
     keywords = {
         "spec": problem.spec,
@@ -215,11 +214,20 @@ def _is_missing(tensor: Tensor, expected: Sequence[int]) -> bool:
     return tensor.numel() == 0 and 0 not in expected
 
 
+def _require_one_device(tensors: Sequence[Tensor | None]) -> None:
+    state, *others = tensors
+    assert state is not None
+    for name, tensor in zip(_TENSOR_NAMES[1:], others, strict=True):
+        if tensor is not None and tensor.device != state.device:
+            raise ValueError(f"{name} must be on the state's device {state.device}; got {tensor.device}")
+
+
 @nca_rollout.register_fake
 def _rollout_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *given, keep = inputs
     named = dict(zip(_SPEC_NAMES + _CALL_NAMES, given[_NUM_TENSORS + 1 : -1], strict=True))
     state, perceive_weight, perceive_bias, hidden_weight, hidden_bias, *_, out_weight, _, _, _ = given[:_NUM_TENSORS]
+    _require_one_device(given[:_NUM_TENSORS])
     num_kept = _num_kept(named["steps"], named["keep_every"]) if keep else 0
     out, kept = state.new_empty(state.shape), state.new_empty((num_kept, *state.shape))
     if not keep:
@@ -233,6 +241,7 @@ def _rollout_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 @nca_rollout_bwd.register_fake
 def _rollout_bwd_fake(d_out: Tensor, kept: Tensor, stats: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     state = inputs[0]
+    _require_one_device(inputs[:_NUM_TENSORS])
     return tuple(state.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs[:_NUM_TENSORS])
 
 
