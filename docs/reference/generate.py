@@ -37,7 +37,7 @@ SPELT_OUT = """## Two more keys
 
 | key | effect |
 | --- | --- |
-| `model.sizes = [[32, 32, 26], [64, 64, 52]]` | sizes of the levels, not `model.scales`; the last is `data.size` if given |
+| `model.sizes = [[32, 32, 26], [64, 64, 52]]` | sizes of the levels, not `model.scales`; the last must fit `data.size` |
 | `model.steps = "auto"` | enough steps for information to cross the level's grid (see below) |
 
 `auto` takes the longest side of the level's grid over (k - 1) / 2. The grid is that of `data.crop`, else `data.size`.
