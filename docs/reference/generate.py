@@ -12,10 +12,9 @@ import dataclasses
 import inspect
 import json
 import re
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from ncaseg.cli.verbs import build_parser
 from ncaseg.config.settings import Config
@@ -37,7 +36,7 @@ SPELT_OUT = """## Two more keys
 
 | key | effect |
 | --- | --- |
-| `model.sizes = [[32, 32, 26], [64, 64, 52]]` | sizes of the levels, not `model.scales`; the last must fit `data.size` |
+| `model.sizes = [[32, 32, 26], [64, 64, 52]]` | sizes of the levels, not `model.scales`; the last fits `data.size` |
 | `model.steps = "auto"` | enough steps for information to cross the level's grid (see below) |
 
 `auto` takes the longest side of the level's grid over (k - 1) / 2. The grid is that of `data.crop`, else `data.size`.
@@ -107,34 +106,61 @@ def recipe_keys() -> str:
         "are examples.\n",
         "`name` is the only key outside a section.\n",
     ]
-    for field, hint in _sections():
-        for kind in _kinds(hint):
-            title = f"## {field.name}" + (f": {kind.__name__}" if len(_kinds(hint)) > 1 else "")
-            parts.append(f"{title}\n\n{_prose(kind)}\n")
-            parts.append("| key | type | default |\n| --- | --- | --- |")
-            parts += [f"| `{field.name}.{key.name}` | {_type(kind, key)} | {_default(key)} |" for key in _keys(kind)]
-            parts.append("")
+    for section, settings in _sections():
+        for kind in _family(settings):
+            parts.append(f"{_title(section, kind)}\n\n{_prose(kind)}\n")
+            if rows := [
+                f"| `{section}.{key.name}` | {_type(kind, key)} | {_default(section, kind, key)} |"
+                for key in _own_keys(kind)
+            ]:
+                parts += ["| key | type | default |\n| --- | --- | --- |", *rows, ""]
     return "\n".join([*parts, SPELT_OUT])
 
 
-def _sections() -> Iterator[tuple[dataclasses.Field, Any]]:
+def _sections() -> Iterator[tuple[str, type]]:
     hints = get_type_hints(Config)
-    return ((field, hints[field.name]) for field in dataclasses.fields(Config) if _kinds(hints[field.name]))
+    return ((field.name, hints[field.name]) for field in dataclasses.fields(Config) if field.name != "name")
 
 
-def _kinds(hint: Any) -> list[type]:
-    """The dataclasses that a section may be; none for a plain value."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return [option for option in options if dataclasses.is_dataclass(option)]
+def _family(settings: type) -> list[type]:
+    """The class of a section, and those derived from it, each behind its parent."""
+    return [settings, *(kind for child in settings.__subclasses__() for kind in _family(child))]
 
 
-def _keys(kind: type) -> Iterator[dataclasses.Field]:
-    return (field for field in dataclasses.fields(kind) if field.init)
+def _title(section: str, kind: type) -> str:
+    """A heading: of the section, or of the kinds of model that a derived class stands for."""
+    if kind.__base__ is object:
+        return f"## {section}"
+    kinds = dict.fromkeys(word for leaf in _family(kind) if not leaf.__subclasses__() for word in _kinds(leaf))
+    return f"### {section}.kind = " + ", ".join(f'"{word}"' for word in kinds)
+
+
+def _kinds(leaf: type) -> list[str]:
+    """The values of ``kind`` that a class takes: it refuses those of other classes."""
+    field = next(field for field in dataclasses.fields(leaf) if field.name == "kind")
+    return [word for word in _words(leaf, field) if "kind" not in _refusal(leaf, kind=word).partition(" ")[0]]
+
+
+def _refusal(kind: type, /, **values: Any) -> str:
+    """What a class says to some values; nothing if it takes them."""
+    try:
+        kind(**values)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _own_keys(kind: type) -> list[dataclasses.Field]:
+    """The fields that a class adds to those of its parent."""
+    inherited = {
+        field.name for base in kind.__mro__[1:] if dataclasses.is_dataclass(base) for field in dataclasses.fields(base)
+    }
+    return [field for field in dataclasses.fields(kind) if field.name not in inherited]
 
 
 def _prose(kind: type) -> str:
     """A docstring as Markdown: one backtick for two, and no roles."""
-    text = inspect.cleandoc(kind.__doc__ or "")
+    text = inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:")[0]
     text = re.sub(r":\w+:`([^`]+)`", r"`\1`", text)
     return text.replace("``", "`")
 
@@ -167,20 +193,18 @@ def _words(kind: type, key: dataclasses.Field) -> list[str]:
     """What a text may be: the check of a wrong one says so. A dataclass may need ``steps`` before it looks further."""
     if get_type_hints(kind)[key.name] is not str:
         return []
+    leaf = _family(kind)[-1]
     for others in ({}, {"steps": 1}):
-        try:
-            kind(**others, **{key.name: "?"})
-        except (TypeError, ValueError) as error:
-            if words := re.search(r"must be one of (.+); got '\?'", str(error)):
-                return words[1].split(", ")
+        if words := re.search(r"must be one of (.+); got '\?'", _refusal(leaf, **others, **{key.name: "?"})):
+            return words[1].split(", ")
     return []
 
 
-def _default(key: dataclasses.Field) -> str:
-    if key.default is dataclasses.MISSING and key.default_factory is dataclasses.MISSING:
-        return "required"
-    value = key.default_factory() if key.default is dataclasses.MISSING else key.default  # type: ignore[misc]
-    return f"`{json.dumps(value)}`"
+def _default(section: str, kind: type, key: dataclasses.Field) -> str:
+    """The value without an entry: that of a recipe without the section, where its kind of model has the key."""
+    whole = Config.__dataclass_fields__[section].default
+    value = getattr(whole, key.name) if isinstance(whole, kind) else key.default
+    return "required" if value is dataclasses.MISSING else f"`{json.dumps(value)}`"
 
 
 PAGES: dict[str, Callable[[], str]] = {"command-line.md": command_line, "recipe-keys.md": recipe_keys}
