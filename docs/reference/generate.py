@@ -30,7 +30,7 @@ EXIT_CODES = """
 | 2 | usage: arguments, recipe, model name |
 | 3 | data: a file that is missing, unreadable or does not fit; training that diverged; `qc` flags a case |
 | 4 | environment: a package, the disk, memory, a build |
-| 130 | interrupted; rerun the same command to resume |
+| 130, 143 | interrupted by Ctrl-C, or told to end; rerun the same command to resume |
 """
 SPELT_OUT = """## Two more keys
 

@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ncaseg",
         allow_abbrev=False,
-        description="Segmentation of medical volumes with neural cellular automata.",
+        description="Segmentation of medical images with neural cellular automata.",
         epilog="First steps: `ncaseg doctor`, then `ncaseg demo -o demo`. Research use; not a medical device.",
     )
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -85,17 +85,17 @@ def build_parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=run)
         return verb
 
-    arguments.add_train(add("train", _train, "Train a recipe on a folder of volumes; goes on where RUN stopped."))
+    arguments.add_train(add("train", _train, "Train a recipe on a folder of cases; resumes RUN if it was interrupted."))
     arguments.add_folds(add("folds", _folds, "Write the splits of a cross-validation."))
     arguments.add_predict(
         add("predict", _predict, "Segment a NIfTI file, a picture, or a folder of either; geometry is kept.")
     )
     arguments.add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
     arguments.add_qc(
-        add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if there is one.")
+        add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if any is flagged.")
     )
     arguments.add_reproduce(
-        add("reproduce", _reproduce, "Write the tables of a paper with the numbers of finished runs beside.")
+        add("reproduce", _reproduce, "Write the tables of a paper: its printed numbers beside those of finished runs.")
     )
     demo = add("demo", _demo, "Train on synthetic volumes, segment one and draw it: no download, a few minutes.")
     demo.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for everything it writes")

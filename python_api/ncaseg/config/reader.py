@@ -75,7 +75,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     """Build a :class:`Config` from nested mappings (TOML or JSON); raises as :func:`load_recipe`.
 
     Two entries of a recipe are spelt out here: ``model.sizes``, one triple per level, gives ``model.scales``; and
-    ``model.steps = "auto"`` gives the steps after which news has crossed what a level works on in training.
+    ``model.steps = "auto"`` gives enough steps for information to cross the grid that a level trains on.
     """
     return _build(Config, _spell_out(tree), "")
 

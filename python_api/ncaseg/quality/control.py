@@ -1,7 +1,7 @@
 """Quality control of a model: flags on a folder, the threshold from calibration cases, and how many failures it finds.
 
 All files lie beside the table ``NAME.csv``: ``NAME.json`` with conditions, threshold and results; tables and scatter
-plots of calibration and evaluation. The same command goes on where it was interrupted.
+plots of calibration and evaluation. Rerun an interrupted command to resume it.
 """
 
 from __future__ import annotations
