@@ -81,7 +81,7 @@ class TrainConfig:
         require(0.0 <= self.foreground_crops <= 1.0, "train.foreground_crops", "lie in [0, 1]", self.foreground_crops)
         require_one_of("train.precision", self.precision, ("float32", "bfloat16"))
         require_one_of("train.optimizer", self.optimizer, ("adam", "adamw", "muon"))
-        require_one_of("train.loss", self.loss, ("dice_bce", "m3d_upstream", "dice_focal"))
+        require_one_of("train.loss", self.loss, ("dice_bce", "m3d_upstream", "dice_focal", "sample_dice_bce"))
         require_one_of("train.lr_interval", self.lr_interval, ("step", "epoch"))
         require_one_of("train.schedule", self.schedule, ("constant", "exponential", "cosine"))
         require(0.0 <= self.ema_decay < 1.0, "train.ema_decay", "lie in [0, 1)", self.ema_decay)
