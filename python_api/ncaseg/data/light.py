@@ -1,7 +1,7 @@
 """What befalls photographs: a cast of colour, uneven light, hairs before the lens, dark corners.
 
-Images are ``[C, X, Y, Z]`` float32 in [0, 1] on the CPU; every slice of the third axis gets the same. What is drawn comes
-from one generator. Targets are none of this module's business.
+Images are ``[C, X, Y, Z]`` float32 in [0, 1] on the CPU; every slice of the third axis gets the same. What is drawn
+comes from one generator. Targets are none of this module's business.
 """
 
 import math
@@ -36,7 +36,7 @@ def uneven_light(image: Tensor, strength: tuple[float, float], generator: Genera
 
 
 def dark_corners(image: Tensor, radius: tuple[float, float], generator: Generator) -> Tensor:
-    """Black outside the ellipse about the centre whose axes are the sides times a number drawn from ``radius``.
+    """A fade to black outside the ellipse about the centre whose axes are the sides times a number from ``radius``.
 
     From 1.42 on nothing is cut off; 1 touches the sides.
     """

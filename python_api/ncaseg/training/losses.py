@@ -94,7 +94,7 @@ def dice_focal(
 def sample_dice_bce(
     logits: Tensor, target: Tensor, *, smooth: float = 1.0, skip_empty: bool = False, weights: Weights = (1.0, 1.0)
 ) -> Tensor:
-    """:func:`dice_bce` with the Dice loss of each sample alone, then their mean: a small object counts like a large one.
+    """:func:`dice_bce` with the Dice loss of each sample alone, then their mean: small objects count like large ones.
 
     Example:
         >>> x = torch.tensor([[[-2.0, 0.5, 1.5, -0.3]], [[3.0, -1.0, 0.0, 2.2]]])

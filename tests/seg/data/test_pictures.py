@@ -172,6 +172,17 @@ def test_isic_is_found_and_read():
         assert 0.05 < volume.image.mean() < 0.95 and volume.image.min() >= 0 and volume.image.max() <= 1
 
 
+def test_a_picture_is_loaded_with_its_light_corrected(tmp_path):
+    picture = np.random.default_rng(1).integers(20, 120, (8, 6, 3)).astype(np.uint8)
+    dim = np.round(picture * (0.9, 0.5, 0.7)).astype(np.uint8)
+    cfg = config.load_recipe(RECIPE, ["data.intensity=shades_of_gray", "data.size=[]"]).data
+    full, faint = (
+        load_case(Case(n, save(tmp_path / f"{n}.png", p), None), cfg) for n, p in (("a", picture), ("b", dim))
+    )
+    np.testing.assert_allclose(full.image, faint.image, atol=0.02)  # 8 bits
+    assert full.image.max() <= 1 and full.image.mean() > picture.mean() / 255
+
+
 def test_the_intensity_of_the_file_needs_no_second_clipping():
     with pytest.raises(ValueError, match="data.clip_again must be false"):
         config.load_recipe(RECIPE, [STORED, "data.clip_again=true"])
