@@ -16,8 +16,8 @@ class DataConfig:
     ``intensity`` "percentiles" clips each channel and maps it to [0, 1]; "stored" takes the numbers of the file
     (pictures: 0..1); "shades_of_gray" takes them with the colour and strength of the light divided out, see
     :func:`ncaseg.data.standard.shades_of_gray`. ``resample`` is how an image is resized: "bicubic", M3D-NCA's, or
-    "area", bilinear with a filter as wide as the cells, for pictures that shrink a lot. At last ``mean`` is subtracted from each channel, which is
-    then divided by ``std`` (both empty: neither).
+    "area", bilinear with a filter as wide as the cells, for pictures that shrink a lot. At last ``mean`` is subtracted
+    from each channel, which is then divided by ``std`` (both empty: neither).
     Training takes ``crops`` random boxes of ``crop`` cells from every case (empty: whole cases; 0 takes the whole
     axis), anywhere (``crop_places`` "uniform") or centred on foreground and background in turn of a fair coin
     ("balanced"). Where a case is smaller than the box its border is repeated.
@@ -103,8 +103,9 @@ class AugmentConfig:
     that falls off along a direction (by so much of itself), ``hair`` (so many lines) and dark ``corners`` (outside an
     ellipse of such a radius, in half sides): see :mod:`ncaseg.data.light`. Then follow Gaussian noise, blur (sigma in
     cells; each channel with probability ``blur_channel``), brightness (a factor), contrast (a factor about the mean,
-    within the old range), gamma (an exponent on [0, 1]) and a loss of resolution (nearest sampling at ``low_resolution_zoom`` of the cells). Ranges are
-    drawn from uniformly, once per case and step. All of this happens before ``data.mean`` and ``data.std``.
+    within the old range), gamma (an exponent on [0, 1]) and a loss of resolution (nearest sampling at
+    ``low_resolution_zoom`` of the cells). Ranges are drawn from uniformly, once per case and step. All of this happens
+    before ``data.mean`` and ``data.std``.
     """
 
     flip: tuple[float, float, float] = (0.0, 0.0, 0.0)
