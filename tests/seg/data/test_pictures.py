@@ -163,14 +163,12 @@ def test_the_first_steps_may_work_on_fewer_cells(tmp_path):
     cases = find_cases(write_lesions(tmp_path, 2, size=(64, 64)))
     cfg = config.load_recipe(RECIPE, ["train.small_steps=3", "train.small_size=[32, 16, 0]"])
     store, ids = CaseStore(cases, cfg.data), tuple(case.id for case in cases)
-    image, target = batches.load_batch(store, ids, cfg, 2, 0)
+    image, target = load_batch(store, ids, cfg, 2, 0)
     assert image.shape == (2, 3, 32, 16, 1) and target.shape == (2, 1, 32, 16, 1)
-    full, mask = batches.load_batch(store, ids, cfg, 3, 0)
+    full, mask = load_batch(store, ids, cfg, 3, 0)
     assert full.shape == (2, 3, 64, 64, 1)
-    assert image.mean().item() == pytest.approx(full.mean().item(), abs=0.01) and set(target.unique().tolist()) == {
-        0,
-        1,
-    }
+    assert image.mean().item() == pytest.approx(full.mean().item(), abs=0.01)
+    assert set(target.unique().tolist()) == {0, 1}
     assert target.mean().item() == pytest.approx(mask.mean().item(), abs=0.02)
     for wrong in (["train.small_steps=3"], ["train.small_size=[8, 8, 1]"]):
         with pytest.raises(ValueError, match=r"train.small_size must be three sizes with train.small_steps"):
