@@ -6,6 +6,7 @@ Everything random is a function of (seed, purpose, step, ...), so that there is 
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
