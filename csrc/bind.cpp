@@ -1,185 +1,279 @@
-// Python bindings: numpy arrays in, checked for dtype, size and contiguity, pointers out; the GIL is released while
-// the kernel runs. The meaning of the arguments is checked by the Python side.
+// Python bindings: numpy arrays in, checked one by one, pointers out; the GIL is released while the kernel runs.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <array>
-#include <map>
-#include <optional>
-#include <stdexcept>
+#include <algorithm>
 #include <string>
 
+#ifndef _WIN32
+#include <pthread.h>
+#include <unistd.h>
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
+
+#include "arguments.h"
+#include "interrupt.h"
 #include "nca.h"
 #include "peak.h"
 #include "storage.h"
 
-namespace py = pybind11;
 using namespace ncakern;
 
 namespace {
 
-template <class Enum>
-Enum parse(const std::map<std::string, Enum>& values, const char* name, const std::string& value) {
-  const auto found = values.find(value);
-  if (found == values.end()) throw py::value_error(std::string(name) + " has no value '" + value + "'");
-  return found->second;
+// ---- the process around a call ---------------------------------------------------------------------------
+
+// The threads of OpenMP do not live on in a forked child: a second thread there would be waited for without end.
+bool is_forked_child = false;
+
+// Python runs its signal handlers in the main thread only.
+bool is_main_thread() {
+#if defined(__linux__)
+  return syscall(SYS_gettid) == getpid();
+#elif defined(__APPLE__)
+  return pthread_main_np() != 0;
+#else
+  return false;
+#endif
 }
+
+thread_local bool is_inside_handler = false;
+
+// Runs Python's handlers of the signals that have come; true if one has raised. The error stays set.
+bool has_raising_signal() {
+  if (!is_main_thread()) return false;
+  const PyGILState_STATE lock = PyGILState_Ensure();
+  is_inside_handler = true;
+  const bool has_raised = PyErr_CheckSignals() != 0;
+  is_inside_handler = false;
+  PyGILState_Release(lock);
+  return has_raised;
+}
+
+template <class Args, class Compute>
+void run(Args& args, Compute compute) {
+  // A handler runs in the middle of a rollout, whose scratch memory is the thread's only one.
+  if (is_inside_handler)
+    throw std::runtime_error("a signal handler must not call ncakern while it interrupts a rollout of ncakern");
+  Interrupt interrupt(&has_raising_signal);
+  args.interrupt = &interrupt;
+  {
+    const py::gil_scoped_release unlocked;
+    compute(args);
+  }
+  if (interrupt.is_set()) throw py::error_already_set();
+}
+
+// ---- instruction sets ------------------------------------------------------------------------------------
 
 const Variant& find_variant(const std::string& name) {
   int count;
   const Variant* table = variants(&count);
   for (int i = 0; i < count; ++i)
     if (name == table[i].name) {
-      if (!table[i].supported()) throw py::value_error("this CPU does not support the instruction set '" + name + "'");
+      if (!table[i].supported())
+        throw py::value_error("this CPU does not support the instruction set isa='" + name + "'");
       return table[i];
     }
-  throw py::value_error("this build has no instruction set '" + name + "'");
+  throw py::value_error("this build has no instruction set isa='" + name + "'");
 }
 
 using Forward = void (*)(const ForwardArgs&);
 
 Forward find_amx(const RolloutArgs& args) {
-  if (!amx::supported()) throw py::value_error("this machine has no AMX tiles for bfloat16");
+  if (!amx::supported()) throw py::value_error("use_amx: this machine has no AMX tiles for bfloat16");
   if (args.storage != Storage::kBFloat16 || args.perception != Perception::kDense || args.norm != Norm::kNone)
-    throw py::value_error("AMX tiles compute dense perception without norm on a bfloat16 state only");
+    throw py::value_error("use_amx: AMX tiles compute dense perception without norm on a bfloat16 state only");
   return amx::fwd;
 }
 
-// Reads the arrays of one call by name.
-class Arrays {
- public:
-  explicit Arrays(const py::dict& arrays) : arrays_(arrays) {}
-
-  // The data of a contiguous array with `count` items of `item` bytes; null where the array is absent or None.
-  void* get(const char* name, int64_t count, int64_t item) const {
-    if (!arrays_.contains(name) || arrays_[name].is_none()) return nullptr;
-    const py::array array = py::cast<py::array>(arrays_[name]);
-    if (!(array.flags() & py::array::c_style)) throw py::value_error(std::string(name) + " must be contiguous");
-    if (array.itemsize() != item)
-      throw py::type_error(std::string(name) + " must have items of " + std::to_string(item) + " bytes");
-    if (array.size() != count)
-      throw py::value_error(std::string(name) + " must have " + std::to_string(count) + " items; got " +
-                            std::to_string(array.size()));
-    return const_cast<void*>(array.data());
-  }
-  template <class T>
-  T* get(const char* name, int64_t count) const {
-    return static_cast<T*>(get(name, count, sizeof(T)));
-  }
-
- private:
-  const py::dict& arrays_;
-};
+// ---- sizes and options -----------------------------------------------------------------------------------
 
 struct Sizes {
-  int64_t state, hidden_weight, perceive_weight, kept, stats;
+  int64_t state, perceive_weight, perceive_bias, hidden_weight, out_weight, modulation, num_kept, stats;
 };
 
-Sizes read(const Arrays& arrays, const py::dict& options, RolloutArgs* args) {
-  auto number = [&](const char* name) { return py::cast<int64_t>(options[name]); };
-  auto text = [&](const char* name) { return py::cast<std::string>(options[name]); };
-  args->batch = int(number("batch")), args->channels = int(number("channels"));
-  args->filters = int(number("filters")), args->hidden = int(number("hidden"));
-  const auto size = py::cast<std::array<int, 3>>(options["size"]),
-             kernel = py::cast<std::array<int, 3>>(options["kernel"]);
-  const auto origin = py::cast<std::array<int64_t, 3>>(options["origin"]);
-  const auto extent = py::cast<std::array<int64_t, 3>>(options["extent"]);
-  for (int i = 0; i < 3; ++i) {
-    args->size[i] = size[i], args->kernel[i] = kernel[i];
-    args->origin[i] = origin[i], args->extent[i] = extent[i];
-  }
-  args->perception = parse<Perception>({{"depthwise", Perception::kDepthwise}, {"dense", Perception::kDense}},
-                                       "perception", text("perception"));
-  args->padding = parse<Padding>({{"reflect", Padding::kReflect},
-                                  {"zeros", Padding::kZeros},
-                                  {"replicate", Padding::kReplicate},
-                                  {"circular", Padding::kCircular}},
-                                 "padding", text("padding"));
-  args->norm = parse<Norm>({{"none", Norm::kNone}, {"batch", Norm::kBatch}, {"instance", Norm::kInstance}}, "norm",
-                           text("norm"));
-  args->activation = parse<Activation>({{"relu", Activation::kRelu}, {"leaky_relu", Activation::kLeakyRelu}},
-                                       "activation", text("activation"));
-  args->storage =
-      parse<Storage>({{"float32", Storage::kFloat32}, {"bfloat16", Storage::kBFloat16}, {"float16", Storage::kFloat16}},
-                     "storage", text("storage"));
-  args->frozen_channels = int(number("frozen_channels"));
-  args->steps = int(number("steps")), args->keep_every = int(number("keep_every"));
-  args->fire_threshold = py::cast<uint64_t>(options["fire_threshold"]),
-  args->seed = py::cast<uint64_t>(options["seed"]);
-  args->first_step = py::cast<uint32_t>(options["first_step"]);
-  args->first_sample = py::cast<uint32_t>(options["first_sample"]);
-  args->threads = int(number("threads"));
+void read_spec(const Options& options, RolloutArgs* args) {
+  args->perception =
+      options.choice<Perception>("perception", {{"depthwise", Perception::kDepthwise}, {"dense", Perception::kDense}});
+  args->padding = options.choice<Padding>("padding", {{"reflect", Padding::kReflect},
+                                                      {"zeros", Padding::kZeros},
+                                                      {"replicate", Padding::kReplicate},
+                                                      {"circular", Padding::kCircular}});
+  args->norm =
+      options.choice<Norm>("norm", {{"none", Norm::kNone}, {"batch", Norm::kBatch}, {"instance", Norm::kInstance}});
+  args->activation =
+      options.choice<Activation>("activation", {{"relu", Activation::kRelu}, {"leaky_relu", Activation::kLeakyRelu}});
+  args->storage = options.choice<Storage>(
+      "storage", {{"float32", Storage::kFloat32}, {"bfloat16", Storage::kBFloat16}, {"float16", Storage::kFloat16}});
+  args->fire_threshold = uint64_t(options.number("fire_threshold", 0, int64_t{1} << 32));
+}
 
-  const int64_t C = args->channels, F = args->filters, h = args->hidden, V = (1 + F) * C;
-  const int64_t taps = int64_t{kernel[0]} * kernel[1] * kernel[2];
-  const bool dense = args->perception == Perception::kDense, has_norm = args->norm != Norm::kNone;
-  const int64_t item = args->storage == Storage::kFloat32 ? 4 : 2;
+void read_sizes(const Options& options, RolloutArgs* args) {
+  args->batch = options.integer("batch", 1), args->channels = options.integer("channels", 1);
+  args->filters = options.integer("filters", 1), args->hidden = options.integer("hidden", 1);
+  args->frozen_channels = options.integer("frozen_channels", 0, args->channels);
+  options.triple("size", 1, kMaxInt, args->size);
+  options.triple("kernel", 1, kMaxInt, args->kernel);
+  options.triple("origin", 0, kMaxInt64, args->origin);
+  options.triple("extent", 1, kMaxInt64, args->extent);
+  for (int i = 0; i < 3; ++i) {
+    const int reach = args->kernel[i] / 2, cells = args->size[i];
+    if (args->kernel[i] % 2 == 0) throw py::value_error("kernel must be odd on every axis");
+    if ((args->padding == Padding::kReflect && reach >= cells) ||
+        (args->padding == Padding::kCircular && reach > cells))
+      throw py::value_error("size must be larger for this kernel and padding: it would be padded by more than itself");
+    if (args->origin[i] > args->extent[i] - cells) throw py::value_error("origin must place the tile inside extent");
+  }
+}
+
+void read_call(const Options& options, RolloutArgs* args) {
+  args->steps = options.integer("steps", 1);
+  args->keep_every = std::min(args->steps, options.integer("keep_every", 1));
+  args->seed = options.word("seed");
+  args->first_step = uint32_t(options.number("first_step", 0, 0xFFFFFFFF));
+  args->first_sample = uint32_t(options.number("first_sample", 0, 0xFFFFFFFF));
+  args->threads = options.integer("threads", 1, kMaxThreads);
+  if (is_forked_child) args->threads = 1;
+}
+
+// What the kernels count in 32 bits, with channels and hidden units rounded up to whole vectors.
+void require_countable(const RolloutArgs& args) {
+  const int64_t kVector = 16, Cp = (int64_t{args.channels} + kVector - 1) / kVector * kVector;
+  const int64_t hp = (int64_t{args.hidden} + kVector - 1) / kVector * kVector, F = args.filters;
+  const bool has_norm = args.norm != Norm::kNone;
+  int64_t padded[3];
+  for (int i = 0; i < 3; ++i) padded[i] = int64_t{args.size[i]} + 2 * args.kernel[i];
+  const int64_t taps = count({args.kernel[0], args.kernel[1], args.kernel[2]}, "kernel");
+  const int64_t V = count({1 + F, Cp}, "hidden_weight");
+  const int64_t group_rows = std::max<int64_t>(1, 1024 / args.size[2]);
+  const std::pair<const char*, int64_t> counts[] = {
+      {"size (rows of depth, with padding)", padded[0]},
+      {"size (rows of height, with padding)", padded[1]},
+      {"size (values of a padded row)", count({padded[2], V}, "size")},
+      {"size (cells of a group of padded rows)", count({group_rows, padded[2]}, "size")},
+      {"perceive_weight (values)",
+       count({taps, F, Cp, args.perception == Perception::kDense ? Cp : 1}, "perceive_weight")},
+      {"hidden_weight (values)", count({V, hp}, "hidden_weight")},
+      {"out_weight (values)", count({Cp, hp}, "out_weight")},
+      {"batch (values of a modulation)", count({args.batch, hp}, "scale")},
+      {"stats (covariances)", has_norm ? count({V, V}, "stats") : 0},
+      {"steps (statistics)", args.norm == Norm::kInstance ? count({args.steps, args.batch}, "stats") : 0},
+  };
+  for (const auto& [name, number] : counts)
+    if (number > kMaxInt)
+      throw py::value_error(std::string(name) + " must be below 2**31; got " + std::to_string(number));
+}
+
+Sizes read_options(const Options& options, RolloutArgs* args) {
+  read_spec(options, args);
+  read_sizes(options, args);
+  read_call(options, args);
+  require_countable(*args);
+  const int64_t B = args->batch, C = args->channels, F = args->filters, h = args->hidden, V = (1 + F) * C;
+  const int64_t taps = int64_t{args->kernel[0]} * args->kernel[1] * args->kernel[2];
+  const bool is_dense = args->perception == Perception::kDense;
   Sizes sizes;
-  sizes.state = int64_t{args->batch} * size[0] * size[1] * size[2] * C;
-  sizes.perceive_weight = F * C * taps * (dense ? C : 1), sizes.hidden_weight = h * V;
-  sizes.kept = sizes.state * ((args->steps + args->keep_every - 1) / args->keep_every - 1);
-  sizes.stats = int64_t{args->steps} * (args->norm == Norm::kInstance ? args->batch : 1) * (V + V * V);
-  args->state = arrays.get("state", sizes.state, item);
-  args->perceive_from = arrays.get("perceive_from", sizes.state, item);
-  args->perceive_weight = arrays.get<float>("perceive_weight", sizes.perceive_weight);
-  args->perceive_bias = arrays.get<float>("perceive_bias", F * C);
-  args->hidden_weight = arrays.get<float>("hidden_weight", sizes.hidden_weight);
-  args->hidden_bias = arrays.get<float>("hidden_bias", h);
-  args->norm_weight = has_norm ? arrays.get<float>("norm_weight", h) : nullptr;
-  args->norm_bias = has_norm ? arrays.get<float>("norm_bias", h) : nullptr;
-  args->out_weight = arrays.get<float>("out_weight", C * h);
-  args->scale = arrays.get<float>("scale", args->batch * h);
-  args->shift = arrays.get<float>("shift", args->batch * h);
-  args->kept = sizes.kept > 0 ? arrays.get("kept", sizes.kept, item) : nullptr;
-  args->stats = has_norm && sizes.stats > 0 ? arrays.get<double>("stats", sizes.stats) : nullptr;
+  sizes.state = count({B, args->size[0], args->size[1], args->size[2], C}, "state");
+  sizes.perceive_weight = F * C * taps * (is_dense ? C : 1), sizes.perceive_bias = F * C;
+  sizes.hidden_weight = h * V, sizes.out_weight = C * h, sizes.modulation = B * h;
+  sizes.num_kept = (int64_t{args->steps} + args->keep_every - 1) / args->keep_every - 1;
+  const int64_t groups = args->norm == Norm::kInstance ? B : 1;
+  sizes.stats = args->norm == Norm::kNone ? 0 : count({args->steps, groups, V + V * V}, "stats");
   return sizes;
 }
 
-void fwd(const py::dict& tensors, const py::dict& options) {
-  const Arrays arrays(tensors);
+// ---- arrays ----------------------------------------------------------------------------------------------
+
+void read_inputs(Arrays& arrays, const Sizes& sizes, RolloutArgs* args) {
+  const int64_t h = args->hidden;
+  args->state = arrays.stored("state", sizes.state, args->storage);
+  args->perceive_weight = arrays.floats("perceive_weight", sizes.perceive_weight);
+  args->perceive_bias = arrays.floats("perceive_bias", sizes.perceive_bias);
+  args->hidden_weight = arrays.floats("hidden_weight", sizes.hidden_weight);
+  args->hidden_bias = arrays.floats("hidden_bias", h);
+  args->out_weight = arrays.floats("out_weight", sizes.out_weight);
+  if (args->norm != Norm::kNone) {
+    args->norm_weight = arrays.floats("norm_weight", h);
+    args->norm_bias = arrays.floats("norm_bias", h);
+  }
+  if (arrays.has("scale") || arrays.has("shift")) {
+    args->scale = arrays.floats("scale", sizes.modulation);
+    args->shift = arrays.floats("shift", sizes.modulation);
+  }
+  if (!arrays.has("perceive_from")) return;
+  if (args->steps != 1) throw py::value_error("steps must be 1 when perceive_from is given");
+  args->perceive_from = arrays.stored("perceive_from", sizes.state, args->storage);
+}
+
+void fwd(const py::dict& tensors, const py::dict& settings) {
+  const Options options(settings);
+  Arrays arrays(tensors);
   ForwardArgs args{};
-  const Sizes sizes = read(arrays, options, &args);
-  args.out = arrays.get("out", sizes.state, storage_bytes(args.storage));
-  const auto compute =
-      py::cast<bool>(options["use_amx"]) ? find_amx(args) : find_variant(py::cast<std::string>(options["isa"])).fwd;
-  const py::gil_scoped_release unlocked;
-  compute(args);
+  const Sizes sizes = read_options(options, &args);
+  read_inputs(arrays, sizes, &args);
+  args.out = arrays.stored_out("out", sizes.state, args.storage);
+  if (arrays.has("kept"))
+    args.kept = arrays.stored_out("kept", count({sizes.num_kept, sizes.state}, "kept"), args.storage);
+  if (arrays.has("stats")) args.stats = arrays.doubles("stats", sizes.stats, true);
+  if (sizes.num_kept == 0) args.kept = nullptr;
+  if (sizes.stats == 0) args.stats = nullptr;
+  arrays.require_all_used();
+  run(args, options.flag("use_amx") ? find_amx(args) : find_variant(options.text("isa")).fwd);
 }
 
-void bwd(const py::dict& tensors, const py::dict& options) {
-  const Arrays arrays(tensors);
+void bwd(const py::dict& tensors, const py::dict& settings) {
+  const Options options(settings);
+  Arrays arrays(tensors);
   BackwardArgs args{};
-  const Sizes sizes = read(arrays, options, &args);
-  const int64_t item = storage_bytes(args.storage), C = args.channels, h = args.hidden;
-  args.d_out = arrays.get("d_out", sizes.state, item);
-  args.d_state = arrays.get("d_state", sizes.state, item);
-  args.d_perceive_from = arrays.get("d_perceive_from", sizes.state, item);
-  args.d_perceive_weight = arrays.get<float>("d_perceive_weight", sizes.perceive_weight);
-  args.d_perceive_bias = arrays.get<float>("d_perceive_bias", args.filters * C);
-  args.d_hidden_weight = arrays.get<float>("d_hidden_weight", sizes.hidden_weight);
-  args.d_hidden_bias = arrays.get<float>("d_hidden_bias", h);
-  args.d_norm_weight = arrays.get<float>("d_norm_weight", h);
-  args.d_norm_bias = arrays.get<float>("d_norm_bias", h);
-  args.d_out_weight = arrays.get<float>("d_out_weight", C * h);
-  args.d_scale = arrays.get<float>("d_scale", args.batch * h);
-  args.d_shift = arrays.get<float>("d_shift", args.batch * h);
-  const Variant& variant = find_variant(py::cast<std::string>(options["isa"]));
-  const py::gil_scoped_release unlocked;
-  variant.bwd(args);
+  const Sizes sizes = read_options(options, &args);
+  read_inputs(arrays, sizes, &args);
+  const int64_t h = args.hidden;
+  if (sizes.num_kept > 0)
+    args.kept = const_cast<void*>(arrays.stored("kept", count({sizes.num_kept, sizes.state}, "kept"), args.storage));
+  if (sizes.stats > 0) args.stats = arrays.doubles("stats", sizes.stats, false);
+  args.d_out = arrays.stored("d_out", sizes.state, args.storage);
+  args.d_state = arrays.stored_out("d_state", sizes.state, args.storage);
+  args.d_perceive_weight = arrays.floats_out("d_perceive_weight", sizes.perceive_weight);
+  args.d_perceive_bias = arrays.floats_out("d_perceive_bias", sizes.perceive_bias);
+  args.d_hidden_weight = arrays.floats_out("d_hidden_weight", sizes.hidden_weight);
+  args.d_hidden_bias = arrays.floats_out("d_hidden_bias", h);
+  args.d_out_weight = arrays.floats_out("d_out_weight", sizes.out_weight);
+  if (args.perceive_from != nullptr)
+    args.d_perceive_from = arrays.stored_out("d_perceive_from", sizes.state, args.storage);
+  if (args.norm != Norm::kNone) {
+    args.d_norm_weight = arrays.floats_out("d_norm_weight", h);
+    args.d_norm_bias = arrays.floats_out("d_norm_bias", h);
+  }
+  if (args.scale != nullptr) {
+    args.d_scale = arrays.floats_out("d_scale", sizes.modulation);
+    args.d_shift = arrays.floats_out("d_shift", sizes.modulation);
+  }
+  arrays.require_all_used();
+  run(args, find_variant(options.text("isa")).bwd);
 }
 
-void moments(const py::dict& tensors, const py::dict& options) {
-  const Arrays arrays(tensors);
+void moments(const py::dict& tensors, const py::dict& settings) {
+  const Options options(settings);
+  Arrays arrays(tensors);
   MomentsArgs args{};
-  read(arrays, options, &args);
-  const auto begin = py::cast<std::array<int, 3>>(options["inner_begin"]),
-             end = py::cast<std::array<int, 3>>(options["inner_end"]);
-  for (int i = 0; i < 3; ++i) args.inner.begin[i] = begin[i], args.inner.end[i] = end[i];
-  const Variant& variant = find_variant(py::cast<std::string>(options["isa"]));
-  const py::gil_scoped_release unlocked;
-  variant.moments(args);
+  const Sizes sizes = read_options(options, &args);
+  if (args.norm == Norm::kNone) throw py::value_error("norm must be 'batch' or 'instance'; got 'none'");
+  if (args.steps != 1) throw py::value_error("steps must be 1; got " + std::to_string(args.steps));
+  read_inputs(arrays, sizes, &args);
+  args.stats = arrays.doubles("stats", sizes.stats, true);
+  arrays.require_all_used();
+  options.triple("inner_begin", 0, kMaxInt, args.inner.begin);
+  options.triple("inner_end", 1, kMaxInt, args.inner.end);
+  for (int i = 0; i < 3; ++i)
+    if (args.inner.begin[i] >= args.inner.end[i] || args.inner.end[i] > args.size[i])
+      throw py::value_error("inner_begin and inner_end must enclose cells inside size");
+  run(args, find_variant(options.text("isa")).moments);
 }
+
+// ---- the machine -----------------------------------------------------------------------------------------
 
 // name -> whether this CPU can run it, best first.
 py::dict list_variants() {
@@ -188,6 +282,17 @@ py::dict list_variants() {
   py::dict result;
   for (int i = 0; i < count; ++i) result[table[i].name] = table[i].supported();
   return result;
+}
+
+double measure_peak(const py::object& threads, const py::object& rounds, const std::string& isa) {
+  py::dict given;
+  given["threads"] = threads, given["rounds"] = rounds;
+  const Options options(given);
+  const int num_threads = is_forked_child ? 1 : options.integer("threads", 1, kMaxThreads);
+  const int num_rounds = options.integer("rounds", 1, 1 << 20);
+  find_variant(isa);  // raises where this CPU has not got it
+  const py::gil_scoped_release unlocked;
+  return fma_peak(num_threads, num_rounds, isa);
 }
 
 }  // namespace
@@ -199,5 +304,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("moments", &moments, py::arg("arrays"), py::arg("options"));
   module.def("variants", &list_variants);
   module.def("has_amx", &amx::supported);
-  module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("rounds"), py::call_guard<py::gil_scoped_release>());
+  module.def("fma_peak", &measure_peak, py::arg("threads"), py::arg("rounds"), py::arg("isa"));
+  module.def("is_forked_child", [] { return is_forked_child; });
+#ifndef _WIN32
+  pthread_atfork(nullptr, nullptr, [] { is_forked_child = true; });
+#endif
 }

@@ -200,6 +200,7 @@ struct Engine : Perceiver {
       const int g = groups > 1 ? slot : 0;
       a = args_at(args.norm_weight, o) * rstd[g * hp + o];
       b = args_at(args.norm_bias, o) - (centred ? 0.0 : a * mean_h[g * hp + o]);
+      if (!std::isfinite(hidden_b[o])) b = NAN;  // a finite one cancels
     }
     if (args.scale != nullptr) {
       const double m = o < h ? args.scale[slot * h + o] : 0.0;

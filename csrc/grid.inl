@@ -100,11 +100,24 @@ struct Grid {
     const int64_t t = omp_get_thread_num(), count = omp_get_num_threads();
     *begin = n * t / count, *end = n * (t + 1) / count;
   }
+  // Nothing more is done once the rollout is interrupted; begin_step and ends_at take all threads out of it.
+  bool goes_on() const { return args.interrupt == nullptr || !args.interrupt->is_set(); }
+  void worked(int64_t num_rows) const {
+    if (args.interrupt != nullptr && omp_get_thread_num() == 0) args.interrupt->worked(num_rows * W);
+  }
+  void begin_step(int64_t step) const {
+    if (args.interrupt != nullptr && omp_get_thread_num() == 0) args.interrupt->begin_step(step);
+  }
+  bool ends_at(int64_t step) const { return args.interrupt != nullptr && args.interrupt->ends_at(step); }
+
   template <class Body>  // body(chunk)
   void for_chunks(Body body) const {
     int64_t begin, end;
     share(chunks, &begin, &end);
-    for (int64_t c = begin; c < end; ++c) body(int(c));
+    for (int64_t c = begin; c < end && goes_on(); ++c) {
+      body(int(c));
+      worked(chunk_end(int(c)) - chunk_begin(int(c)));
+    }
   }
   template <class Body>  // body(row) over this thread's rows
   void for_rows(Body body) const {
@@ -116,8 +129,10 @@ struct Grid {
   void for_groups(Body body) const {
     for_chunks([&](int c) {
       const int step = rows_per_group();
-      for (int64_t r = chunk_begin(c); r < chunk_end(c); r += step)
+      for (int64_t r = chunk_begin(c); r < chunk_end(c) && goes_on(); r += step) {
         body(r, int(std::min<int64_t>(step, chunk_end(c) - r)), slots > 1 ? sample_of_chunk(c) : 0);
+        worked(step);
+      }
     });
   }
 
@@ -227,7 +242,8 @@ struct Grid {
 #endif
   }
   uint32_t global_row(int64_t row) const {
-    return uint32_t((args.origin[0] + row % plane / H) * args.extent[1] + args.origin[1] + row % H);
+    const uint64_t d = uint64_t(args.origin[0]) + row % plane / H, y = uint64_t(args.origin[1]) + row % H;
+    return uint32_t(d * uint64_t(args.extent[1]) + y);  // unsigned, as it may overflow
   }
   // The firing cells of `count` rows: where they lie in an array of cells and in a padded state, in cells from the
   // first. Behind them follow kFetchAhead more entries that may be read.

@@ -16,6 +16,7 @@ static inline int omp_get_thread_num() { return 0; }
 static inline int omp_get_num_threads() { return 1; }
 #endif
 
+#include "interrupt.h"
 #include "nca.h"
 #include "philox.h"
 #include "storage.h"

@@ -4,6 +4,8 @@
 
 namespace ncakern {
 
+class Interrupt;
+
 enum class Perception { kDepthwise, kDense };
 enum class Padding { kReflect, kZeros, kReplicate, kCircular };
 enum class Norm { kNone, kBatch, kInstance };
@@ -30,6 +32,7 @@ struct RolloutArgs {
   uint32_t first_step, first_sample;
   int64_t origin[3], extent[3];  // of the tile in the whole grid, in cells
   int threads;
+  Interrupt* interrupt;  // asked between pieces of work whether to go on: if not, no result is valid; null: always
 
   const void* state;             // [B, D, H, W, C]
   const void* perceive_from;     // the same shape, or null

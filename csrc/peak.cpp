@@ -1,4 +1,4 @@
-// A micro-benchmark: the floating-point peak that this CPU reaches, with the widest vectors that it has.
+// A micro-benchmark: the floating-point peak that this CPU reaches with vectors of one width.
 #include "peak.h"
 
 #include <algorithm>
@@ -32,10 +32,10 @@ constexpr int kVL = 4, kChains = 12;
 }  // namespace baseline
 }  // namespace
 
-double fma_peak(int threads, int rounds) {
+double fma_peak(int threads, int rounds, const std::string& isa) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return avx512::fma_peak(threads, rounds);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::fma_peak(threads, rounds);
+  if (isa == "avx512") return avx512::fma_peak(threads, rounds);
+  if (isa == "avx2") return avx2::fma_peak(threads, rounds);
 #endif
   return baseline::fma_peak(threads, rounds);
 }

@@ -173,11 +173,13 @@ static void rollout_amx(const ForwardArgs& args) {
       if (source != nullptr) e.load_bits(args.perceive_from, source);
 #pragma omp barrier
       for (int step = 0; step < args.steps; ++step) {
+        e.begin_step(step);
         const bool is_last = writes_result && step + 1 == args.steps;
         e.update_rows(s, step, source != nullptr ? source : from, from,
                       is_last ? e.unpadded_rows(args.out) : e.padded_rows(to));
         std::swap(from, to);
 #pragma omp barrier
+        if (e.ends_at(step)) break;
       }
       if (!writes_result) e.store_bits(from, args.out);
       release_tiles();

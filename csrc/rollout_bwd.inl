@@ -70,9 +70,11 @@ struct Backward : CellGradients {
 
   const double* stats_of(int step) const { return has_norm ? args.stats + step * groups * stats_width() : nullptr; }
 
-  // states[i + 1] = step `begin + i` of states[i], for all steps of a segment but the last.
-  void replay(Scratch& s, int begin, int count, float* const* states, const float* source) const {
+  // states[i + 1] = step `begin + i` of states[i], for all steps of a segment but the last. False if interrupted.
+  // `num_done` counts the steps of either direction.
+  bool replay(Scratch& s, int begin, int count, float* const* states, const float* source, int64_t& num_done) const {
     for (int i = 0; i + 1 < count; ++i) {
+      begin_step(num_done);
       const float* z = source != nullptr ? source : states[i];
       if (has_norm) {
         hidden_statistics(stats_of(begin + i));
@@ -83,7 +85,9 @@ struct Backward : CellGradients {
 #pragma omp barrier
       update_rows(s, begin + i, z, states[i], states[i + 1], has_norm ? y : nullptr);
 #pragma omp barrier
+      if (ends_at(num_done++)) return false;
     }
+    return true;
   }
 
   void step_fused(Scratch& s, GradientSums& sum, Halo& halo, int step, const float* source, const float* d_from,
@@ -140,22 +144,26 @@ static void rollout_bwd(const BackwardArgs& args) {
       if (source != nullptr) e.load_state(args.perceive_from, 0, source);
       if (!e.has_norm) e.fold_step(nullptr);
       if (e.dense) e.make_halo(halo);
-      for (int index = (args.steps + segment - 1) / segment - 1; index >= 0; --index) {
+      int64_t num_done = 0;
+      bool goes_on = true;
+      for (int index = (args.steps + segment - 1) / segment - 1; index >= 0 && goes_on; --index) {
         const int begin = index * segment, count = std::min(segment, args.steps - begin);
         if (index == 0)
           e.load_state(args.state, 0, states[0]);
         else
           e.load_state(args.kept, (index - 1) * state_values, states[0]);
 #pragma omp barrier
-        e.replay(s, begin, count, states, source);
-        for (int i = count - 1; i >= 0; --i) {
+        goes_on = e.replay(s, begin, count, states, source, num_done);
+        for (int i = count - 1; i >= 0 && goes_on; --i) {
+          e.begin_step(num_done);
           const float* z = source != nullptr ? source : states[i];
-          if (!e.fused) {
+          if (e.fused) {
+            e.step_fused(s, sum, halo, begin + i, z, d_from, d_to);
+            if (source == nullptr) std::swap(d_from, d_to);
+          } else {
             e.step_bwd(s, sum, halo, begin + i, z, targets);
-            continue;
           }
-          e.step_fused(s, sum, halo, begin + i, z, d_from, d_to);
-          if (source == nullptr) std::swap(d_from, d_to);
+          goes_on = !e.ends_at(num_done++);
         }
       }
 #pragma omp barrier

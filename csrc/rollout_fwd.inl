@@ -21,6 +21,7 @@ static void rollout_fwd(const ForwardArgs& args) {
       if (!e.has_norm) e.fold_weights(false);
 #pragma omp barrier
       for (int step = 0; step < args.steps; ++step) {
+        e.begin_step(step);
         const float* z = source != nullptr ? source : from;
         if (e.has_norm) {
           double* stats = args.stats != nullptr ? args.stats + step * e.groups * e.stats_width() : e.step_stats;
@@ -38,6 +39,7 @@ static void rollout_fwd(const ForwardArgs& args) {
           e.store_state(to, args.kept, ((step + 1) / args.keep_every - 1) * state_values);
         std::swap(from, to);
 #pragma omp barrier
+        if (e.ends_at(step)) break;
       }
       e.store_state(from, args.out, 0);
     }

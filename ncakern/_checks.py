@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ncakern._spec import RolloutParams, RolloutSpec
-from ncakern._tile import check_padding, check_tile
+from ncakern._spec import MAX_COUNT, MAX_INDEX, Problem, RolloutParams, RolloutSpec, check_int, check_seed_range
+from ncakern._tile import check_padding, resolve_tile
 
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Call(NamedTuple):
+    """The numbers of a call as Python's own, the indices of steps and samples modulo 2**32."""
+
+    steps: int
+    seed: int | Tensor | None
+    first_step: int
+    first_sample: int
+    origin: tuple[int, ...]
+    extent: tuple[int, ...]
 
 
 def check_rollout(
@@ -20,20 +33,20 @@ def check_rollout(
     steps: int,
     *,
     seed: int | Tensor | None,
-    first_step: int,
-    first_sample: int,
-    perceive_from: Tensor | None,
-    modulation: tuple[Tensor, Tensor] | None,
-) -> None:
-    """Check everything about a rollout but its tile, which :func:`resolve_tile` checks."""
+    first_step: int = 0,
+    first_sample: int = 0,
+    origin: Sequence[int] | None = None,
+    extent: Sequence[int] | None = None,
+    perceive_from: Tensor | None = None,
+    modulation: tuple[Tensor, Tensor] | None = None,
+) -> Call:
+    """Check everything about a rollout, and return its numbers."""
     check_spec(spec)
     check_state(state)
     check_params(params, state, spec)
-    check_padding(tuple(state.shape[1:-1]), _kernel(params, spec), spec.padding)
-    require_int("steps", steps)
-    require_int("first_step", first_step)
-    require_int("first_sample", first_sample)
-    check_seed(seed)
+    size = tuple(state.shape[1:-1])
+    check_padding(size, _kernel(params, spec), spec.padding)
+    steps = require_int("steps", steps, high=MAX_COUNT)
     if perceive_from is not None:
         require_tensor("perceive_from", perceive_from)
         _require_same("perceive_from", perceive_from, state, (state.dtype,))
@@ -42,6 +55,26 @@ def check_rollout(
             raise ValueError(f"steps must be 1 when perceive_from is given (one call per step); got {steps}")
     if modulation is not None:
         _check_modulation(modulation, state, hidden=params.hidden_weight.shape[0])
+    tile = resolve_tile(size, origin, extent, spec, as_int=require_int)
+    first_step, first_sample = require_word("first_step", first_step), require_word("first_sample", first_sample)
+    return Call(steps, check_seed(seed), first_step, first_sample, *tile)
+
+
+def describe(state: Tensor, params: RolloutParams, spec: RolloutSpec, steps: int) -> Problem:
+    """The metadata of a checked call."""
+    size = tuple(state.shape[1:-1])
+    return Problem(
+        device=state.device.type,
+        dtype=str(state.dtype).removeprefix("torch."),
+        batch=state.shape[0],
+        size=size,
+        channels=state.shape[-1],
+        hidden=params.hidden_weight.shape[0],
+        num_filters=params.perceive_weight.shape[0],
+        kernel=tuple(params.perceive_weight.shape[-len(size) :]),
+        spec=spec,
+        steps=steps,
+    )
 
 
 def check_spec(spec: RolloutSpec) -> None:
@@ -58,8 +91,8 @@ def check_state(state: Tensor) -> None:
             f"state must be [B, H, W, C] or [B, D, H, W, C], channels last; got shape {tuple(state.shape)}. "
             "Did you forget the batch or the channel axis?"
         )
-    if 0 in state.shape:
-        raise ValueError(f"state must have no empty axis; got shape {tuple(state.shape)}")
+    if 0 in state.shape[1:]:
+        raise ValueError(f"state must have no empty axis but the batch; got shape {tuple(state.shape)}")
 
 
 def check_params(params: RolloutParams, state: Tensor, spec: RolloutSpec) -> None:
@@ -74,6 +107,9 @@ def check_params(params: RolloutParams, state: Tensor, spec: RolloutSpec) -> Non
     weight = params.perceive_weight
     filter_shape = (channels,) if spec.perception == "depthwise" else (channels, channels)
     expected_dim = 1 + len(filter_shape) + ndim
+    if weight.dim() == expected_dim and weight.shape[1] != channels:
+        hint = "; channels last? x.movedim(1, -1)" if state.shape[1] == weight.shape[1] else ""
+        raise ValueError(f"state has {channels} channels on its last axis, this NCA has {weight.shape[1]}{hint}")
     if weight.dim() != expected_dim or tuple(weight.shape[1 : 1 + len(filter_shape)]) != filter_shape:
         layout = ", ".join(["F", *map(str, filter_shape), *["k"] * ndim])
         raise ValueError(
@@ -110,54 +146,35 @@ def check_params(params: RolloutParams, state: Tensor, spec: RolloutSpec) -> Non
         require_shape(name, tensor, shape)
 
 
-def check_seed(seed: int | Tensor | None) -> None:
-    if seed is None:
-        return
+def check_seed(seed: int | Tensor | None) -> int | Tensor | None:
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64:
             raise TypeError(f"seed must be None, an int or a 0-d int64 tensor; got a tensor of {seed.dtype}")
         if seed.dim() != 0:
             raise ValueError(f"seed must be a 0-d tensor; got shape {tuple(seed.shape)}")
-    elif isinstance(seed, bool) or not isinstance(seed, int):
+        return seed
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, (int, Integral)):
         raise TypeError(f"seed must be None, an int or a 0-d int64 tensor; got {type(seed).__name__}")
-    elif not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must fit into 64 bits, signed; got {seed}")
-
-
-def resolve_tile(
-    size: tuple[int, ...], origin: Sequence[int] | None, extent: Sequence[int] | None, spec: RolloutSpec | None = None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tile's ``(origin, extent)``, by default the whole image; refuse what the spec cannot compute on a tile."""
-    if (origin is None) != (extent is None):
-        given, missing = ("origin", "extent") if extent is None else ("extent", "origin")
-        raise ValueError(f"{missing} must be given together with {given}: a tile needs both; got None")
-    if origin is None or extent is None:
-        return (0,) * len(size), size
-    for name, value in (("origin", origin), ("extent", extent)):
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise TypeError(f"{name} must be a sequence of ints; got {type(value).__name__}")
-        if len(value) != len(size):
-            raise ValueError(f"{name} must have one entry per spatial axis ({len(size)}); got {tuple(value)}")
-        for cells in value:
-            require_int(name, cells)
-    check_tile(size, tuple(origin), tuple(extent), spec)
-    return tuple(origin), tuple(extent)
+    return check_seed_range(seed)
 
 
 def resolve_keep_every(keep_every: int | str, steps: int) -> int:
-    """``keep_every`` as a number of steps, at least 1."""
-    if keep_every == "sqrt":
+    """``keep_every`` as a number of steps, between 1 and ``steps``."""
+    if isinstance(keep_every, str) and keep_every == "sqrt":
         return max(1, round(steps**0.5))
-    if isinstance(keep_every, bool) or not isinstance(keep_every, int):
+    if isinstance(keep_every, bool) or not isinstance(keep_every, (int, Integral, torch.SymInt)):
         raise TypeError(f"keep_every must be an int or 'sqrt'; got {keep_every!r}")
-    if keep_every < 1:
-        raise ValueError(f"keep_every must be at least 1; got {keep_every}")
-    return keep_every
+    keep_every = require_int("keep_every", keep_every, low=1, high=None)
+    return keep_every if keep_every < steps else max(1, steps)
 
 
 def require_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name} must be a dense tensor; got a {'nested' if value.is_nested else value.layout} one")
 
 
 def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -165,12 +182,31 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {shape}; got {tuple(tensor.shape)}")
 
 
-def require_int(name: str, value: object) -> None:
-    """A count or an index: an int, not negative."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{name} must be at least 0; got {value}")
+def require_like(
+    name: str, tensor: object, shape: Sequence[int], state: Tensor, *, dtype: torch.dtype | None = None
+) -> None:
+    """A tensor of this shape on the state's device, in its dtype if no other is given."""
+    dtype = state.dtype if dtype is None else dtype
+    require_tensor(name, tensor)
+    assert isinstance(tensor, Tensor)
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {_names((dtype,))}; got {tensor.dtype}")
+    if tensor.device != state.device:
+        raise ValueError(f"{name} must be on the state's device {state.device}; got {tensor.device}")
+    require_shape(name, tensor, tuple(shape))
+
+
+def require_int(name: str, value: Any, *, low: int = 0, high: int | None = MAX_INDEX) -> int:
+    """A count or an index, as :func:`check_int` has it; while tracing it may be a symbol."""
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    return check_int(name, value, low=low, high=high)
+
+
+def require_word(name: str, value: Any) -> int:
+    """An index of a step or a sample, modulo 2**32."""
+    number = require_int(name, value)
+    return number if number < 2**32 else number % 2**32
 
 
 def _check_modulation(modulation: tuple[Tensor, Tensor], state: Tensor, *, hidden: int) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from ncakern._env import read_env
 from ncakern._spec import RolloutSpec
 
+MAX_THREADS = 1024  # that the extension takes
+
 
 @functools.cache
 def import_extension() -> ModuleType | ImportError:
@@ -32,6 +34,7 @@ def require_extension() -> ModuleType:
     return extension
 
 
+@functools.cache
 def variants() -> dict[str, bool]:
     """Instruction sets in this build, best first, and whether this CPU has them."""
     extension = import_extension()

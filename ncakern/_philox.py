@@ -65,7 +65,7 @@ def fire_bits(
     # One Philox call gives four neighbouring cells of the last axis.
     first_group, last_group = origin[-1] >> 2, (origin[-1] + width - 1) >> 2
     group = word(first_group, last_group - first_group + 1)  # [G]
-    sample = word(first_sample, batch).reshape(batch, *[1] * len(shape[1:]))  # [B, 1, (1,) 1]
+    sample = word(first_sample & _MASK32, batch).reshape(batch, *[1] * len(shape[1:]))  # [B, 1, (1,) 1]
     zero = torch.zeros_like(sample)
 
     words = philox4x32(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -15,6 +16,9 @@ ACTIVATIONS = ("relu", "leaky_relu")
 
 NORM_EPS = 1e-5  # torch's default, and upstream M3D-NCA's
 LEAKY_SLOPE = 0.01  # torch's default
+
+MAX_COUNT = 2**31 - 1  # of steps and of whatever else the kernels count in 32 bits
+MAX_INDEX = 2**63 - 1  # of cells, steps and samples in the random stream, which takes them modulo 2**32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +59,39 @@ class RolloutSpec:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
-        check_fire_rate(self.fire_rate)
-        if isinstance(self.frozen_channels, bool) or not isinstance(self.frozen_channels, int):
-            raise TypeError(f"frozen_channels must be an int; got {type(self.frozen_channels).__name__}")
-        if self.frozen_channels < 0:
-            raise ValueError(f"frozen_channels must be at least 0; got {self.frozen_channels}")
+        # Frozen or not, a number of numpy becomes one of Python here.
+        object.__setattr__(self, "fire_rate", check_fire_rate(self.fire_rate))
+        object.__setattr__(self, "frozen_channels", check_int("frozen_channels", self.frozen_channels, high=MAX_COUNT))
 
 
-def check_fire_rate(fire_rate: float) -> None:
-    """Raise unless ``fire_rate`` is a probability."""
-    if isinstance(fire_rate, bool) or not isinstance(fire_rate, (int, float)):
+def check_int(name: str, value: Any, *, low: int | None = 0, high: int | None = MAX_INDEX) -> int:
+    """``value`` as an int in [low, high]: Python's and numpy's integers pass, bools do not."""
+    if isinstance(value, bool) or not isinstance(value, (int, Integral)):
+        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    number = value if isinstance(value, int) else int(value)
+    if low is not None and number < low:
+        raise ValueError(f"{name} must be at least {low}; got {number}")
+    if high is not None and number > high:
+        raise ValueError(f"{name} must be at most {high}; got {number}")
+    return number
+
+
+def check_seed_range(seed: Any) -> int:
+    """An int seed, which must fit into 64 bits."""
+    number = check_int("seed", seed, low=None, high=None)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"seed must fit into 64 bits, signed; got {number}")
+    return number
+
+
+def check_fire_rate(fire_rate: Any) -> float:
+    """``fire_rate`` as a number of Python; raise unless it is a probability."""
+    if isinstance(fire_rate, bool) or not isinstance(fire_rate, (int, float, Real)):
         raise TypeError(f"fire_rate must be a number; got {type(fire_rate).__name__}")
-    if not 0 <= fire_rate <= 1:
-        raise ValueError(f"fire_rate must be in [0, 1], the probability that a cell updates; got {fire_rate}")
+    number = fire_rate if isinstance(fire_rate, (int, float)) else float(fire_rate)
+    if not 0 <= number <= 1:
+        raise ValueError(f"fire_rate must be in [0, 1], the probability that a cell updates; got {number}")
+    return number
 
 
 class RolloutParams(NamedTuple):

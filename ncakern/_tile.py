@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ncakern._spec import RolloutSpec
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ncakern._spec import RolloutSpec, check_int
 
 
 def check_padding(size: tuple[int, ...], kernel: tuple[int, ...], padding: str) -> None:
@@ -17,7 +20,32 @@ def check_padding(size: tuple[int, ...], kernel: tuple[int, ...], padding: str) 
             )
 
 
-def check_tile(
+def resolve_tile(
+    size: tuple[int, ...],
+    origin: Sequence[int] | None,
+    extent: Sequence[int] | None,
+    spec: RolloutSpec | None = None,
+    *,
+    as_int: Callable[[str, Any], int] = check_int,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tile's ``(origin, extent)``, by default the whole image; refuse what the spec cannot compute on a tile."""
+    if (origin is None) != (extent is None):
+        given, missing = ("origin", "extent") if extent is None else ("extent", "origin")
+        raise ValueError(f"{missing} must be given together with {given}: a tile needs both; got None")
+    if origin is None or extent is None:
+        return (0,) * len(size), size
+    for name, value in (("origin", origin), ("extent", extent)):
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise TypeError(f"{name} must be a sequence of ints; got {type(value).__name__}")
+        if len(value) != len(size):
+            raise ValueError(f"{name} must have one entry per spatial axis ({len(size)}); got {tuple(value)}")
+    origin = tuple(as_int("origin", cells) for cells in origin)
+    extent = tuple(as_int("extent", cells) for cells in extent)
+    _check_tile(size, origin, extent, spec)
+    return origin, extent
+
+
+def _check_tile(
     size: tuple[int, ...], origin: tuple[int, ...], extent: tuple[int, ...], spec: RolloutSpec | None = None
 ) -> None:
     """Refuse a tile outside its image, and what the spec cannot compute on a part of one."""

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ncakern._kernel import call_options, require_extension
-from ncakern._spec import RolloutSpec
-from ncakern._tile import check_padding, check_tile
+from ncakern._kernel import MAX_THREADS, call_options, require_extension
+from ncakern._spec import MAX_COUNT, RolloutSpec, check_int, check_seed_range
+from ncakern._tile import check_padding, resolve_tile
 
 
 class ArrayParams(NamedTuple):
@@ -47,9 +47,9 @@ def nca_rollout(
         params: arrays of the step.
         spec, steps, first_step, first_sample, origin, extent, perceive_from: as in :func:`ncakern.nca_rollout`.
         seed: names the random stream.
-        out: where the result goes, of the state's shape, float32 and contiguous; it may be the state itself.
-        threads: how many compute; by default what OMP_NUM_THREADS says, else all CPUs of this process. The result does
-            not depend on it.
+        out: where the result goes, of the state's shape, float32, contiguous and writeable; it may be the state itself.
+        threads: how many compute, 1 to 1024; by default what OMP_NUM_THREADS says, else all CPUs of this process. The
+            result does not depend on it. In a forked child one computes.
 
     Returns:
         The state after the last step, ``[B, *S, C]`` float32.
@@ -64,37 +64,26 @@ def nca_rollout(
         >>> nca_rollout(np.ones((2, 5, 6, 4), np.float32), params, RolloutSpec(), 3, seed=0).shape
         (2, 5, 6, 4)
     """
-    _check_state(state)
-    if spec.frozen_channels > state.shape[-1]:
-        raise ValueError(f"frozen_channels must be at most {state.shape[-1]} channels; got {spec.frozen_channels}")
-    numbers = {"steps": steps, "first_step": first_step, "first_sample": first_sample}
-    for name, number in (*numbers.items(), ("seed", seed)):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be an int; got {type(number).__name__}")
-        if number < 0 and name != "seed":
-            raise ValueError(f"{name} must be at least 0; got {number}")
-    size = tuple(state.shape[1:-1])
-    expected = _shapes(params, state, spec)
-    check_padding(size, expected["perceive_weight"][-len(size) :], spec.padding)
-    if (origin is None) != (extent is None):
-        raise ValueError(f"origin and extent must be given together; got {origin} and {extent}")
-    origin = (0,) * len(size) if origin is None else tuple(origin)
-    extent = size if extent is None else tuple(extent)
-    if len(origin) != len(size) or len(extent) != len(size):
-        raise ValueError(f"origin and extent must have {len(size)} entries each; got {origin} and {extent}")
-    check_tile(size, origin, extent, spec)
+    expected = _check_inputs(state, params, spec)
+    numbers = {
+        "steps": check_int("steps", steps, high=MAX_COUNT),
+        "seed": check_seed_range(seed),
+        "first_step": check_int("first_step", first_step),
+        "first_sample": check_int("first_sample", first_sample),
+    }
+    origin, extent = resolve_tile(state.shape[1:-1], origin, extent, spec)
+    num_threads = _resolve_threads(threads)
     if perceive_from is not None:
         expected["perceive_from"] = state.shape
-        if steps != 1:
+        if numbers["steps"] != 1:
             raise ValueError(f"steps must be 1 when perceive_from is given (one call per step); got {steps}")
     if out is None:
         out = np.empty(state.shape, np.float32)
-    elif not isinstance(out, np.ndarray) or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise TypeError("out must be a contiguous float32 array")
+    _check_out(out)
     expected["out"] = state.shape
     given = {**params._asdict(), "perceive_from": perceive_from, "out": out}
     _check_shapes(given, expected)
-    if steps == 0:
+    if numbers["steps"] == 0 or state.size == 0:
         out[...] = state
         return out
     options = call_options(
@@ -102,16 +91,15 @@ def nca_rollout(
         expected["perceive_weight"],
         expected["hidden_bias"][0],
         spec=spec,
-        seed=seed,
         origin=origin,
         extent=extent,
         keep_every=1,
         storage="float32",
-        threads=default_threads() if threads is None else threads,
+        threads=num_threads,
         **numbers,
     )
-    arrays = {name: np.ascontiguousarray(given[name]) for name in expected if name != "out"}
-    require_extension().fwd({**arrays, "state": np.ascontiguousarray(state), "out": out}, options)
+    arrays = {name: _readable(given[name]) for name in expected if name != "out"}
+    require_extension().fwd({**arrays, "state": _readable(state), "out": out}, options)
     return out
 
 
@@ -153,12 +141,12 @@ def perception_moments(
         >>> mean[0].tolist(), covariance.shape
         ([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0], (2, 8, 8))
     """
-    _check_state(state)
-    if spec.norm == "none":
+    if isinstance(spec, RolloutSpec) and spec.norm == "none":
         raise ValueError("spec.norm must be 'batch' or 'instance', which say what is taken together; got 'none'")
+    expected = _check_inputs(state, params, spec)
+    if state.size == 0:
+        raise ValueError(f"state must hold at least one sample; got shape {state.shape}")
     batch, *size, channels = state.shape
-    expected = _shapes(params, state, spec)
-    check_padding(tuple(size), expected["perceive_weight"][-len(size) :], spec.padding)
     _check_shapes(params._asdict(), expected)
     box = [slice(0, n) for n in size] if inner is None else list(inner)
     if len(box) != len(size) or not all(map(_is_inside, box, size)):
@@ -177,39 +165,69 @@ def perception_moments(
         extent=tuple(size),
         keep_every=1,
         storage="float32",
-        threads=default_threads() if threads is None else threads,
+        threads=_resolve_threads(threads),
     )
     missing = 3 - len(size)
     options["inner_begin"] = [0] * missing + [s.start for s in box]
     options["inner_end"] = [1] * missing + [s.stop for s in box]
     width = (1 + filters) * channels
     stats = np.empty((batch if spec.norm == "instance" else 1, width + width * width))
-    arrays = {name: np.ascontiguousarray(getattr(params, name)) for name in expected}
-    require_extension().moments({**arrays, "state": np.ascontiguousarray(state), "stats": stats}, options)
+    arrays = {name: _readable(getattr(params, name)) for name in expected}
+    require_extension().moments({**arrays, "state": _readable(state), "stats": stats}, options)
     return stats[:, :width], stats[:, width:].reshape(-1, width, width)
 
 
 def default_threads() -> int:
     """What OMP_NUM_THREADS says, else the number of CPUs that this process may use."""
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if text.isdigit() and int(text) > 0:
-        return int(text)
+    if text.isdecimal() and int(text) > 0:
+        return min(int(text), MAX_THREADS)
     # macOS has no affinity.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _shapes(params: ArrayParams, state: np.ndarray, spec: RolloutSpec) -> dict[str, tuple[int, ...]]:
-    """The shape that each parameter must have; all follow from the state and two weights."""
-    channels, ndim = state.shape[-1], state.ndim - 2
+def _resolve_threads(threads: int | None) -> int:
+    return default_threads() if threads is None else check_int("threads", threads, low=1, high=MAX_THREADS)
+
+
+def _check_inputs(state: np.ndarray, params: ArrayParams, spec: RolloutSpec) -> dict[str, tuple[int, ...]]:
+    """Check the state, the options and the weights that fix all sizes; the shape that each parameter must have."""
+    _check_array("state", state)
+    if state.ndim not in (4, 5) or 0 in state.shape[1:]:
+        raise ValueError(
+            f"state must be [B, H, W, C] or [B, D, H, W, C], no axis empty but the batch; got shape {state.shape}"
+        )
+    if not isinstance(spec, RolloutSpec):
+        raise TypeError(f"spec must be an ncakern.RolloutSpec; got {type(spec).__name__}")
+    if not isinstance(params, ArrayParams):
+        raise TypeError(f"params must be an ncakern.arrays.ArrayParams; got {type(params).__name__}")
+    channels, size = state.shape[-1], state.shape[1:-1]
+    if spec.frozen_channels > channels:
+        raise ValueError(f"frozen_channels must be at most {channels} channels; got {spec.frozen_channels}")
     _check_array("perceive_weight", params.perceive_weight)
     _check_array("hidden_weight", params.hidden_weight)
-    filters, kernel = params.perceive_weight.shape[0], params.perceive_weight.shape[-ndim:]
-    hidden = params.hidden_weight.shape[0]
+    weight, taps = params.perceive_weight, (channels,) if spec.perception == "depthwise" else (channels, channels)
+    if weight.ndim != 1 + len(taps) + len(size):
+        raise ValueError(
+            f"perceive_weight must have {1 + len(taps) + len(size)} axes for {spec.perception} perception on "
+            f"{len(size)} spatial axes; got shape {weight.shape}"
+        )
+    if weight.shape[1] != channels:
+        hint = "; channels last? np.moveaxis(x, 1, -1)" if state.shape[1] == weight.shape[1] else ""
+        raise ValueError(f"state has {channels} channels on its last axis, this NCA has {weight.shape[1]}{hint}")
+    filters, kernel = weight.shape[0], weight.shape[-len(size) :]
+    if filters < 1:
+        raise ValueError(f"perceive_weight must hold at least one filter; got shape {weight.shape}")
     if any(k % 2 == 0 for k in kernel):
         raise ValueError(f"perceive_weight must have an odd kernel size on every axis; got {kernel}")
+    check_padding(size, kernel, spec.padding)
+    if params.hidden_weight.ndim != 2 or params.hidden_weight.shape[0] < 1:
+        raise ValueError(
+            f"hidden_weight must be [h, (1 + F) * C], h at least 1; got shape {params.hidden_weight.shape}"
+        )
+    hidden = params.hidden_weight.shape[0]
     if spec.norm == "none" and (params.norm_weight is not None or params.norm_bias is not None):
         raise ValueError("norm_weight and norm_bias must be None with norm='none'; got an array")
-    taps = (channels,) if spec.perception == "depthwise" else (channels, channels)
     shapes: dict[str, tuple[int, ...]] = {
         "perceive_weight": (filters, *taps, *kernel),
         "perceive_bias": (filters, channels),
@@ -220,14 +238,17 @@ def _shapes(params: ArrayParams, state: np.ndarray, spec: RolloutSpec) -> dict[s
     return shapes if spec.norm == "none" else shapes | {"norm_weight": (hidden,), "norm_bias": (hidden,)}
 
 
-def _is_inside(part: slice, cells: int) -> bool:
-    return part.indices(cells) == (part.start, part.stop, 1) and part.start < part.stop
+def _is_inside(part: Any, cells: int) -> bool:
+    return isinstance(part, slice) and part.indices(cells) == (part.start, part.stop, 1) and part.start < part.stop
 
 
-def _check_state(state: np.ndarray) -> None:
-    _check_array("state", state)
-    if state.ndim not in (4, 5) or 0 in state.shape:
-        raise ValueError(f"state must be [B, H, W, C] or [B, D, H, W, C], no axis empty; got shape {state.shape}")
+def _check_out(out: object) -> None:
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32:
+        raise TypeError("out must be a contiguous float32 array")
+    if not (out.flags.c_contiguous and out.flags.aligned):
+        raise TypeError("out must be a contiguous float32 array, aligned")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable; got a read-only array")
 
 
 def _check_shapes(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -238,7 +259,11 @@ def _check_shapes(given: Mapping[str, Any], expected: Mapping[str, tuple[int, ..
 
 
 def _check_array(name: str, value: object) -> None:
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a numpy array; got {type(value).__name__}")
     if value.dtype != np.float32:
         raise TypeError(f"{name} must be float32; got {value.dtype}")
+
+
+def _readable(array: np.ndarray) -> np.ndarray:
+    return np.require(array, requirements=("C", "A"))

@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 from ncakern import _dispatch, ops
-from ncakern._checks import check_rollout, check_seed, require_int, resolve_keep_every, resolve_tile
+from ncakern._checks import (
+    check_rollout,
+    check_seed,
+    describe,
+    require_int,
+    require_like,
+    require_tensor,
+    resolve_keep_every,
+)
 from ncakern._philox import fire_bits, seed_tensor
-from ncakern._spec import Problem, RolloutParams, RolloutSpec, check_fire_rate
+from ncakern._spec import RolloutParams, RolloutSpec, check_fire_rate
+from ncakern._tile import resolve_tile
 from ncakern.reference import nca_rollout_reference
 
 
@@ -78,7 +87,7 @@ def nca_rollout(
         Kalkhof, Mukhopadhyay, "M3D-NCA: Robust 3D Segmentation with Built-In Quality Control", MICCAI 2023; the update
         rule with fire mask is from Mordvintsev et al., "Growing Neural Cellular Automata", Distill 2020.
     """
-    check_rollout(
+    call = check_rollout(
         state,
         params,
         spec,
@@ -86,42 +95,28 @@ def nca_rollout(
         seed=seed,
         first_step=first_step,
         first_sample=first_sample,
+        origin=origin,
+        extent=extent,
         perceive_from=perceive_from,
         modulation=modulation,
     )
-    origin, extent = resolve_tile(tuple(state.shape[1:-1]), origin, extent, spec)
-    keep_every = resolve_keep_every(keep_every, steps)
-    chosen = _dispatch.choose_backend(_problem(state, params, spec, steps), backend)
-    if steps == 0:
+    keep_every = resolve_keep_every(keep_every, call.steps)
+    chosen = _dispatch.choose_backend(describe(state, params, spec, call.steps), backend)
+    if call.steps == 0:
         return state.clone()
+    given: dict[str, Any] = call._asdict()
     if chosen == "reference":
-        return nca_rollout_reference(
-            state,
-            params,
-            spec,
-            steps,
-            seed=seed,
-            first_step=first_step,
-            first_sample=first_sample,
-            origin=origin,
-            extent=extent,
-            perceive_from=perceive_from,
-            modulation=modulation,
-        )
+        return nca_rollout_reference(state, params, spec, perceive_from=perceive_from, modulation=modulation, **given)
+    given["seed"] = seed_tensor(call.seed)
     return ops.rollout(
         state,
         params.to(torch.float32),
         spec,
-        steps,
-        seed=seed_tensor(seed),
-        first_step=first_step,
-        first_sample=first_sample,
-        origin=origin,
-        extent=extent,
         perceive_from=perceive_from,
         modulation=None if modulation is None else (modulation[0].float(), modulation[1].float()),
         keep_every=keep_every,
         backend=chosen,
+        **given,
     )
 
 
@@ -151,9 +146,12 @@ def step_gradients(
         TypeError, ValueError: as :func:`nca_rollout`.
     """
     stream: dict[str, Any] = {"seed": seed, "first_step": first_step, "first_sample": first_sample}
-    check_rollout(state, params, spec, 1, perceive_from=perceive_from, modulation=None, **stream)
-    origin, extent = resolve_tile(tuple(state.shape[1:-1]), None, None, spec)
-    chosen = _dispatch.choose_backend(_problem(state, params, spec, 1), "auto")
+    call = check_rollout(state, params, spec, 1, perceive_from=perceive_from, **stream)
+    require_tensor("perceive_from", perceive_from)
+    if call.seed is None:
+        raise TypeError("seed must be an int or a 0-d int64 tensor; got None")
+    require_like("d_out", d_out, state.shape, state)
+    chosen = _dispatch.choose_backend(describe(state, params, spec, 1), "auto")
     if chosen == "reference" or spec.norm != "none":
         return _traced_step_gradients(d_out, state, params, spec, perceive_from, stream)
     with torch.no_grad():
@@ -162,13 +160,13 @@ def step_gradients(
             state,
             params.to(torch.float32),
             spec,
-            seed=seed_tensor(seed),
-            first_step=first_step,
-            first_sample=first_sample,
-            origin=origin,
-            extent=extent,
             perceive_from=perceive_from,
             backend=chosen,
+            seed=seed_tensor(call.seed),
+            first_step=call.first_step,
+            first_sample=call.first_sample,
+            origin=call.origin,
+            extent=call.extent,
         )
     return d_state, d_from, d_params.to(params.out_weight.dtype)
 
@@ -225,25 +223,20 @@ def fire_mask(
         raise TypeError(f"shape must be a tuple (B, H, W) or (B, D, H, W); got {type(shape).__name__}")
     if len(shape) not in (3, 4):
         raise ValueError(f"shape must be (B, H, W) or (B, D, H, W); got {tuple(shape)}")
-    for cells in shape:
-        require_int("shape", cells)
     if seed is None:
         raise TypeError("seed must be an int or a 0-d int64 tensor; got None")
-    check_seed(seed)
-    require_int("step", step)
-    require_int("first_sample", first_sample)
-    check_fire_rate(fire_rate)
-    origin, extent = resolve_tile(tuple(shape[1:]), origin, extent)
-    seed = seed_tensor(seed)
+    shape = tuple(require_int("shape", cells) for cells in shape)
+    origin, extent = resolve_tile(shape[1:], origin, extent, as_int=require_int)
+    drawn = seed_tensor(check_seed(seed))
     return fire_bits(
-        tuple(shape),
-        seed=seed,
-        step=step,
-        fire_rate=fire_rate,
-        first_sample=first_sample,
+        shape,
+        seed=drawn,
+        step=require_int("step", step),
+        fire_rate=check_fire_rate(fire_rate),
+        first_sample=require_int("first_sample", first_sample),
         origin=origin,
         extent=extent,
-        device=seed.device,
+        device=drawn.device,
     )
 
 
@@ -254,31 +247,5 @@ def explain(state: Tensor, params: RolloutParams, spec: RolloutSpec, steps: int)
         >>> nca = ncakern.NCA(2, 8, 16)
         >>> ncakern.explain(torch.zeros(1, 9, 9, 8, dtype=torch.float64), nca.params, nca.spec, 4)["reference"]
     """
-    check_rollout(
-        state,
-        params,
-        spec,
-        steps,
-        seed=None,
-        first_step=0,
-        first_sample=0,
-        perceive_from=None,
-        modulation=None,
-    )
-    return _dispatch.explain(_problem(state, params, spec, steps))
-
-
-def _problem(state: Tensor, params: RolloutParams, spec: RolloutSpec, steps: int) -> Problem:
-    size = tuple(state.shape[1:-1])
-    return Problem(
-        device=state.device.type,
-        dtype=str(state.dtype).removeprefix("torch."),
-        batch=state.shape[0],
-        size=size,
-        channels=state.shape[-1],
-        hidden=params.hidden_weight.shape[0],
-        num_filters=params.perceive_weight.shape[0],
-        kernel=tuple(params.perceive_weight.shape[-len(size) :]),
-        spec=spec,
-        steps=steps,
-    )
+    call = check_rollout(state, params, spec, steps, seed=None)
+    return _dispatch.explain(describe(state, params, spec, call.steps))

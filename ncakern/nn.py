@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from ncakern._spec import RolloutParams, RolloutSpec
+from ncakern._spec import MAX_COUNT, RolloutParams, RolloutSpec, check_int
 from ncakern.functional import nca_rollout
 
 
@@ -64,16 +65,15 @@ class NCA(nn.Module):
         )
         if ndim not in (2, 3):
             raise ValueError(f"ndim must be 2 or 3; got {ndim}")
-        for name, value in (("channels", channels), ("hidden", hidden), ("num_filters", num_filters)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int; got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        channels = check_int("channels", channels, low=1, high=MAX_COUNT)
+        hidden = check_int("hidden", hidden, low=1, high=MAX_COUNT)
+        num_filters = check_int("num_filters", num_filters, low=1, high=MAX_COUNT)
         if frozen_channels > channels:
             raise ValueError(f"frozen_channels must be at most channels={channels}; got {frozen_channels}")
-        if not isinstance(kernel_size, (int, tuple, list)):
+        if not isinstance(kernel_size, (Integral, tuple, list)):
             raise TypeError(f"kernel_size must be an int or a tuple of ints; got {type(kernel_size).__name__}")
-        kernel = (kernel_size,) * ndim if isinstance(kernel_size, int) else tuple(kernel_size)
+        sizes = (kernel_size,) * ndim if isinstance(kernel_size, Integral) else tuple(kernel_size)
+        kernel = tuple(check_int("kernel_size", size, high=MAX_COUNT) for size in sizes)
         if len(kernel) != ndim or any(k < 1 or k % 2 == 0 for k in kernel):
             raise ValueError(f"kernel_size must be odd and positive, one int or {ndim}; got {kernel_size}")
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ncakern import _dispatch
+from ncakern._checks import (
+    check_rollout,
+    check_seed,
+    describe,
+    require_like,
+    require_tensor,
+    require_word,
+    resolve_keep_every,
+)
 from ncakern._spec import Problem, RolloutParams, RolloutSpec
 
 # What both operators take, in this order; an absent tensor is None. The forward one takes `keep` as well.
@@ -43,10 +54,9 @@ def rollout(
 ) -> Tensor:
     """Call the forward operator with checked arguments; states are kept only if somebody can ask for gradients."""
     tensors = _order(state, params, perceive_from, modulation)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     options = [getattr(spec, name) for name in _SPEC_NAMES]
     call = (steps, first_step, first_sample, origin, extent, keep_every)
-    out, _, _ = nca_rollout(*tensors, seed, *options, *call, backend, keep)
+    out, _, _ = _forward(*tensors, seed, *options, *call, backend, _has_gradients(tensors))
     return out
 
 
@@ -69,7 +79,7 @@ def step_bwd(
     kept, stats = state.new_empty((0, *state.shape)), state.new_empty((0, 0, 0), dtype=torch.float64)
     options = [getattr(spec, name) for name in _SPEC_NAMES]
     call = (1, first_step, first_sample, origin, extent, 1)
-    gradients = nca_rollout_bwd(d_out, kept, stats, *tensors, seed, *options, *call, backend)
+    gradients = _backward_call(d_out, kept, stats, *tensors, seed, *options, *call, backend)
     named = dict(zip(_TENSOR_NAMES, gradients, strict=True))
     present = {name: named[name] for name, given in params._asdict().items() if given is not None}
     return named["state"], named["perceive_from"], RolloutParams(**present)
@@ -86,6 +96,13 @@ def _order(
     return tuple(named[name] for name in _TENSOR_NAMES)
 
 
+def _has_gradients(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+# ---- the operators -------------------------------------------------------------------------------------------------
+
+
 @torch.library.custom_op(
     "ncakern::nca_rollout",
     mutates_args=(),
@@ -93,7 +110,7 @@ def _order(
 )
 def nca_rollout(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Forward: the final state, the states kept for the backward pass, and the norm statistics of every step."""
-    backend, tensors, keywords = _unpack(inputs[:-1])
+    backend, tensors, keywords, _ = _unpack(inputs[:-1])
     return backend.fwd(*tensors, **keywords, keep=inputs[-1])
 
 
@@ -103,56 +120,132 @@ def nca_rollout(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     schema=f"(Tensor d_out, Tensor kept, Tensor stats, {_INPUTS}) -> ({', '.join(['Tensor'] * _NUM_TENSORS)})",
 )
 def nca_rollout_bwd(d_out: Tensor, kept: Tensor, stats: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    """Backward: the gradient of every tensor in ``_TENSORS``; an empty tensor for those that are absent."""
-    backend, (state, *others), keywords = _unpack(inputs)
-    gradients = backend.bwd(d_out.contiguous(), state, kept, stats, *others, **keywords)
+    """Backward: the gradient of every tensor in ``_TENSORS``; an empty tensor for those that are absent.
+
+    Where nothing was kept, because the forward pass did not know that gradients would be asked for, it runs again.
+    """
+    backend, tensors, keywords, problem = _unpack(inputs)
+    state, *others = tensors
+    assert state is not None
+    require_like("d_out", d_out, state.shape, state)
+    expected_kept = (_num_kept(problem.steps, keywords["keep_every"]), *state.shape)
+    expected_stats = _stats_shape(problem, backend.stats_width(problem))
+    if _is_missing(kept, expected_kept) or _is_missing(stats, expected_stats):
+        _, kept, stats = backend.fwd(*tensors, **keywords, keep=True)
+    require_like("kept", kept, expected_kept, state)
+    require_like("stats", stats, expected_stats, state, dtype=torch.float64)
+    gradients = backend.bwd(d_out.contiguous(), state, kept.contiguous(), stats.contiguous(), *others, **keywords)
     return tuple(d_out.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str, Any]]:
-    """The backend, its tensors (contiguous, which is what backends rely on) and its keyword arguments."""
-    tensors, (seed, *options, backend) = inputs[:_NUM_TENSORS], inputs[_NUM_TENSORS:]
-    spec, call = options[: len(_SPEC_NAMES)], options[len(_SPEC_NAMES) :]
-    keywords = dict(zip(_CALL_NAMES, call, strict=True))
-    keywords |= {name: tuple(keywords[name]) for name in ("origin", "extent")}
-    keywords["spec"] = RolloutSpec(**dict(zip(_SPEC_NAMES, spec, strict=True)))
-    # On an accelerator nobody may wait for a number inside a capture, and outside it would cost a round trip.
-    keywords["seed"] = seed if seed.is_cuda and inputs[0].is_cuda else int(seed)
-    return _dispatch.BACKENDS[backend], [None if t is None else t.contiguous() for t in tensors], keywords
+def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str, Any], Problem]:
+    """The backend, its tensors (contiguous, which is what backends rely on), its keyword arguments, their metadata.
+
+    Everything is checked: operators are also called by graphs that were traced with other arguments, and by hand.
+    """
+    _refuse_forward_mode()
+    tensors, (seed, *options, name) = inputs[:_NUM_TENSORS], inputs[_NUM_TENSORS:]
+    numbers = dict(zip(_CALL_NAMES, options[len(_SPEC_NAMES) :], strict=True))
+    keep_every, device = numbers.pop("keep_every"), tensors[0].device
+    _require_one_device(tensors)
+    for key, tensor in zip(_TENSOR_NAMES, tensors, strict=True):
+        if tensor is not None:
+            require_tensor(key, tensor)
+    layouts = tuple([None if t is None else (t.shape, t.dtype) for t in tensors])
+    sizes = (numbers["steps"], tuple(numbers["origin"]), tuple(numbers["extent"]))
+    problem = _check_layouts(layouts, tuple(options[: len(_SPEC_NAMES)]), sizes, device.type, name)
+    check_seed(seed)
+    keywords = {
+        "spec": problem.spec,
+        "steps": problem.steps,
+        # On an accelerator nobody may wait for a number inside a capture, and outside it would cost a round trip.
+        "seed": seed if seed.is_cuda and tensors[0].is_cuda else int(seed),
+        "origin": sizes[1],
+        "extent": sizes[2],
+        "keep_every": keep_every if 0 < keep_every <= problem.steps else resolve_keep_every(keep_every, problem.steps),
+    }
+    for key in ("first_step", "first_sample"):
+        keywords[key] = numbers[key] if 0 <= numbers[key] < 2**32 else require_word(key, numbers[key])
+    return _dispatch.BACKENDS[name], [None if t is None else t.contiguous() for t in tensors], keywords, problem
+
+
+@functools.lru_cache(maxsize=256)  # the same few calls come again and again
+def _check_layouts(
+    layouts: tuple[tuple[torch.Size, torch.dtype] | None, ...],
+    options: tuple[Any, ...],
+    sizes: tuple[int, tuple[int, ...], tuple[int, ...]],
+    device: str,
+    name: str,
+) -> Problem:
+    """Check all that shapes, dtypes and options decide, on tensors without data."""
+    spec, (steps, origin, extent) = RolloutSpec(**dict(zip(_SPEC_NAMES, options, strict=True))), sizes
+    tensors = [None if given is None else torch.empty(given[0], dtype=given[1], device="meta") for given in layouts]
+    named: dict[str, Any] = dict(zip(_TENSOR_NAMES, tensors, strict=True))
+    state, perceive_from, scale, shift = (named.pop(key) for key in ("state", "perceive_from", "scale", "shift"))
+    if (scale is None) != (shift is None):
+        raise ValueError("scale and shift must be given together; got one of them")
+    params, modulation = RolloutParams(**named), None if scale is None else (scale, shift)
+    others = {"perceive_from": perceive_from, "modulation": modulation}
+    check_rollout(state, params, spec, steps, seed=0, origin=origin, extent=extent, **others)
+    for key, tensor in (*named.items(), ("scale", scale), ("shift", shift)):
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise TypeError(f"{key} must be float32 for the operators; got {tensor.dtype}")
+    if steps < 1:
+        raise ValueError("steps must be at least 1 for the operators; got 0")
+    problem = describe(state, params, spec, steps)._replace(device=device)
+    backend = _dispatch.BACKENDS.get(name)
+    reason = "no operator runs it" if backend is None else backend.why_not(problem)
+    if reason is not None:
+        raise ValueError(f"backend={name!r} cannot run this call: {reason}")
+    return problem
+
+
+def _num_kept(steps: int, keep_every: int) -> int:
+    return (steps + keep_every - 1) // keep_every - 1
+
+
+def _stats_shape(problem: Problem, width: int) -> tuple[int, ...]:
+    if problem.spec.norm == "none":
+        return (0, 0, 0)
+    return (problem.steps, 1 if problem.spec.norm == "batch" else problem.batch, width)
+
+
+def _is_missing(tensor: Tensor, expected: Sequence[int]) -> bool:
+    return tensor.numel() == 0 and 0 not in expected
+
+
+def _require_one_device(tensors: Sequence[Tensor | None]) -> None:
+    state, *others = tensors
+    assert state is not None
+    for name, tensor in zip(_TENSOR_NAMES[1:], others, strict=True):
+        if tensor is not None and tensor.device != state.device:
+            raise ValueError(f"{name} must be on the state's device {state.device}; got {tensor.device}")
 
 
 @nca_rollout.register_fake
 def _rollout_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *given, keep = inputs
     named = dict(zip(_SPEC_NAMES + _CALL_NAMES, given[_NUM_TENSORS + 1 : -1], strict=True))
-    state, perceive_weight, _, hidden_weight, *_ = given
-    batch, *size, channels = state.shape
-    steps, keep_every = named["steps"], named["keep_every"]
-    num_kept = (steps + keep_every - 1) // keep_every - 1 if keep else 0
+    state, perceive_weight, perceive_bias, hidden_weight, hidden_bias, *_, out_weight, _, _, _ = given[:_NUM_TENSORS]
+    _require_one_device(given[:_NUM_TENSORS])
+    num_kept = _num_kept(named["steps"], named["keep_every"]) if keep else 0
     out, kept = state.new_empty(state.shape), state.new_empty((num_kept, *state.shape))
-    if not keep or named["norm"] == "none":
+    if not keep:
         return out, kept, state.new_empty((0, 0, 0), dtype=torch.float64)
-    problem = Problem(
-        device=state.device.type,
-        dtype=str(state.dtype).removeprefix("torch."),
-        batch=batch,
-        size=tuple(size),
-        channels=channels,
-        hidden=hidden_weight.shape[0],
-        num_filters=perceive_weight.shape[0],
-        kernel=tuple(perceive_weight.shape[-len(size) :]),
-        spec=RolloutSpec(**{name: named[name] for name in _SPEC_NAMES}),
-        steps=steps,
-    )
+    params = RolloutParams(perceive_weight, perceive_bias, hidden_weight, hidden_bias, out_weight)
+    problem = describe(state, params, RolloutSpec(**{name: named[name] for name in _SPEC_NAMES}), named["steps"])
     width = _dispatch.BACKENDS[given[-1]].stats_width(problem)
-    groups = 1 if named["norm"] == "batch" else batch
-    return out, kept, state.new_empty((steps, groups, width), dtype=torch.float64)
+    return out, kept, state.new_empty(_stats_shape(problem, width), dtype=torch.float64)
 
 
 @nca_rollout_bwd.register_fake
 def _rollout_bwd_fake(d_out: Tensor, kept: Tensor, stats: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     state = inputs[0]
+    _require_one_device(inputs[:_NUM_TENSORS])
     return tuple(state.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs[:_NUM_TENSORS])
+
+
+# ---- derivatives ---------------------------------------------------------------------------------------------------
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -168,7 +261,7 @@ def _backward(ctx: Any, d_out: Tensor | None, *_: None) -> tuple[Tensor | None, 
     if d_out is None:
         return (None,) * (_NUM_TENSORS + num_options)
     kept, stats, *tensors, seed = ctx.saved_tensors
-    gradients = nca_rollout_bwd(d_out, kept, stats, *tensors, seed, *ctx.options)
+    gradients = _backward_call(d_out, kept, stats, *tensors, seed, *ctx.options)
     present = [None if t is None else gradient for t, gradient in zip(tensors, gradients, strict=True)]
     return (*present, *(None,) * num_options)
 
@@ -179,5 +272,90 @@ def _refuse_double_backward(ctx: Any, *_: Tensor | None) -> None:
     )
 
 
+def _refuse_forward_mode(ctx: Any = None, *_: Any) -> None:
+    # Within an operator no tangent is seen any more, only that somebody asks for some.
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "ncakern.nca_rollout has no forward-mode derivative (torch.func.jvp, jacfwd, torch.autograd.forward_ad) on "
+            "the fast backends; use backend='reference', which has it"
+        )
+
+
 nca_rollout.register_autograd(_backward, setup_context=_setup_context)
 nca_rollout_bwd.register_autograd(_refuse_double_backward)
+
+
+# ---- torch.func ----------------------------------------------------------------------------------------------------
+
+
+def _examples(
+    call: Callable[..., tuple[Tensor, ...]], info: Any, in_dims: tuple[Any, ...], inputs: Sequence[Any]
+) -> Any:
+    """One call for each example of a vmap: the bits of a loop, as each draws the random stream of a call by itself."""
+
+    def pick(value: Any, dim: Any, index: int) -> Any:
+        if dim is None or not isinstance(value, Tensor):
+            return value
+        if info.batch_size == 0:  # one example of zeros says what shapes come out
+            return value.new_zeros(value.shape[:dim] + value.shape[dim + 1 :])
+        return value.select(dim, index)
+
+    results = [
+        call(*[pick(value, dim, index) for value, dim in zip(inputs, in_dims, strict=True)])
+        for index in range(max(1, info.batch_size))
+    ]
+    stacked = tuple(torch.stack(outputs)[: info.batch_size] for outputs in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+    def call(*example: Any) -> tuple[Tensor, ...]:
+        # Only here, below the vmap, do tensors tell whether they require gradients.
+        return _forward(*example[:-1], example[-1] or _has_gradients(example[:_NUM_TENSORS]))
+
+    return _examples(call, info, in_dims, inputs)
+
+
+def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
+    return _examples(_backward_call, info, in_dims, inputs)
+
+
+nca_rollout.register_vmap(_vmap_forward)
+nca_rollout_bwd.register_vmap(_vmap_backward)
+
+
+class _Rollout(torch.autograd.Function):
+    """The forward operator for torch.func: its transforms do not take operators that have a backward pass."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return nca_rollout(*inputs)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+    vmap = staticmethod(_vmap_forward)
+    jvp = staticmethod(_refuse_forward_mode)
+
+
+class _RolloutBwd(torch.autograd.Function):
+    """The same for the backward operator."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return nca_rollout_bwd(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    backward = staticmethod(_refuse_double_backward)
+    vmap = staticmethod(_vmap_backward)
+    jvp = staticmethod(_refuse_forward_mode)
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, ...]:
+    return _Rollout.apply(*inputs) if torch._C._are_functorch_transforms_active() else nca_rollout(*inputs)
+
+
+def _backward_call(*inputs: Any) -> tuple[Tensor, ...]:
+    return _RolloutBwd.apply(*inputs) if torch._C._are_functorch_transforms_active() else nca_rollout_bwd(*inputs)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncakern._checks import check_rollout, resolve_tile
+from ncakern._checks import check_rollout
 from ncakern._philox import fire_bits, seed_tensor
 from ncakern._spec import LEAKY_SLOPE, NORM_EPS, RolloutParams, RolloutSpec
 
@@ -32,7 +32,7 @@ def nca_rollout_reference(
     Beyond it: float64 states, double backward, and tracing into any graph format that knows PyTorch's own operators.
     The memory of a backward pass grows with hidden width times steps: this is the definition, not the fast way.
     """
-    check_rollout(
+    call = check_rollout(
         state,
         params,
         spec,
@@ -40,25 +40,26 @@ def nca_rollout_reference(
         seed=seed,
         first_step=first_step,
         first_sample=first_sample,
+        origin=origin,
+        extent=extent,
         perceive_from=perceive_from,
         modulation=modulation,
     )
-    origin, extent = resolve_tile(tuple(state.shape[1:-1]), origin, extent, spec)
-    seed = seed_tensor(seed)
-    with torch.autocast(state.device.type, enabled=False):
-        for step in range(steps):
+    drawn = seed_tensor(call.seed)
+    with torch.autocast("cpu" if state.is_meta else state.device.type, enabled=False):
+        for step in range(call.steps):
             fire = fire_bits(
                 tuple(state.shape[:-1]),
-                seed=seed,
-                step=first_step + step,
+                seed=drawn,
+                step=call.first_step + step,
                 fire_rate=spec.fire_rate,
-                first_sample=first_sample,
-                origin=origin,
-                extent=extent,
+                first_sample=call.first_sample,
+                origin=call.origin,
+                extent=call.extent,
                 device=state.device,
             )
             state = _step(state, params, spec, fire, perceive_from, modulation)
-    return state
+    return state if call.steps else state.clone()
 
 
 def _step(
@@ -111,10 +112,12 @@ def _perceive(seen: Tensor, params: RolloutParams, spec: RolloutSpec) -> Tensor:
 
 def _normalise(u: Tensor, params: RolloutParams, spec: RolloutSpec) -> Tensor:
     """Normalise each hidden unit by the mean and biased variance of this very step."""
+    assert params.norm_weight is not None and params.norm_bias is not None
     cells = tuple(range(0 if spec.norm == "batch" else 1, u.dim() - 1))
+    if u.numel() == 0:
+        return u * params.norm_weight + params.norm_bias
     mean = u.mean(cells, keepdim=True)
     variance = u.var(cells, correction=0, keepdim=True)
-    assert params.norm_weight is not None and params.norm_bias is not None
     return (u - mean) * torch.rsqrt(variance + NORM_EPS) * params.norm_weight + params.norm_bias
 
 

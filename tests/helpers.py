@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +39,7 @@ def assert_matches(actual: Tensor, plain: Tensor, exact: Tensor, *, name: str, f
     if exact.numel() == 0:
         return
     error, plain_error = actual - exact, plain - exact
+    _note_margin(name, *(tensor.abs().max().item() for tensor in (error, plain_error, exact)))
     for what, size in (("largest error", lambda t: t.abs().max()), ("L2 error", torch.linalg.vector_norm)):
         bound = TIMES_PLAIN_ERROR * size(plain_error) + floor * size(exact)
         assert size(error) <= bound, (
@@ -52,6 +55,16 @@ def assert_matches(actual: Tensor, plain: Tensor, exact: Tensor, *, name: str, f
     assert not missing.any(), f"{name}: rows {missing.nonzero().flatten().tolist()} are zero and must not be"
     extra = (peaks["a"] > 0) & (peaks["x"] == 0) & (peaks["e"] == 0)
     assert not extra.any(), f"{name}: rows {extra.nonzero().flatten().tolist()} must be zero and are not"
+
+
+def _note_margin(name: str, error: float, plain_error: float, largest: float) -> None:
+    """Append what was compared to the file that NCAKERN_MARGINS names, for `benchmarks.gpu.margins`; else nothing."""
+    path = os.environ.get("NCAKERN_MARGINS")
+    if path:
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("::")[2].partition(" (")[0]
+        row = {"test": test, "name": name, "error": error, "plain": plain_error, "largest": largest}
+        with open(path, "a", encoding="utf-8") as file:  # a line is one write: processes may share the file
+            file.write(json.dumps(row) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,8 @@ FLOORS_OF_NCASEG: tuple[dict[str, set[str]], ...] = (
         "provenance": CORE | USER,
         "levels": set(),
         "files": set(),
+        "batch": set(),
+        "limits": set(),
         "budget": set(),
         "zoo": set(),
     },

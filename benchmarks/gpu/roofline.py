@@ -1,12 +1,14 @@
 """The least time that a rollout can take on a card: its work over ceilings that are measured on that very card."""
 
 import math
+import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.gpu.cases import TINY
 from benchmarks.harness.cases import Case
 
 FORWARD_PASSES_OF_TRAINING = 4  # forward, the same again while going back, and two products for each of them
@@ -59,11 +61,12 @@ def floor_ms(case: Case, mode: str, arithmetic: str, ceilings: Ceilings, *, is_s
 
 
 def measure_ceilings() -> Ceilings:
-    """Measure them: a copy of 2 GiB, and square products on random numbers."""
-    source = torch.rand(2**29, device="cuda")
+    """Measure them: a copy of 2 GiB, and square products on random numbers; small ones where grids are tiny."""
+    numbers, size = (2**16, 64) if os.environ.get(TINY) else (2**29, 8192)
+    source = torch.rand(numbers, device="cuda")
     target = torch.empty_like(source)
     copy = 2 * source.numel() * source.itemsize / _seconds(lambda: target.copy_(source))
-    size, before = 8192, torch.backends.cuda.matmul.allow_tf32
+    before = torch.backends.cuda.matmul.allow_tf32
     a, b = (torch.rand(size, size, device="cuda") for _ in range(2))
     a16, b16 = a.bfloat16(), b.bfloat16()
     torch.backends.cuda.matmul.allow_tf32 = False

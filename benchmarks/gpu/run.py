@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--providers", nargs="+", choices=GPU_PROVIDERS, default=list(GPU_PROVIDERS))
     parser.add_argument("--seconds", type=float, default=480, help="start nothing new after this time (default: 480)")
     parser.add_argument("--out", type=Path, help="file of rows, to begin or to go on with")
+    parser.add_argument("--page", type=Path, help="also write the tables here")
     parser.add_argument("--report", type=Path, help="measure nothing; print the tables of this file")
     options = parser.parse_args()
     if options.report:
@@ -71,12 +72,13 @@ def main() -> None:
     todo = [(c, p) for c in options.cases for p in options.providers if (c, p) not in done]
     for case, provider in todo:
         if time.monotonic() > deadline:
-            print(tables(rows))
             raise SystemExit(UNFINISHED)
         print(f"measuring {provider} on {cases[case]}", file=sys.stderr, flush=True)
         found = run_one(cases[case], provider, GPU_PROVIDERS[provider], Ceilings(**run["ceilings"]))
         rows += [run | row for row in found]
         record.write_file(path, "".join(json.dumps(row) + "\n" for row in rows))
+        if options.page:
+            record.write_file(options.page, tables(rows) + "\n")
     print(tables(rows))
     print(f"\nrecorded in {path}")
 

@@ -5,6 +5,8 @@
 Without torch's cache of memory each tensor ends where its allocation ends, so that an address behind it is found.
 """
 
+import argparse
+
 import torch
 
 import ncakern
@@ -21,7 +23,9 @@ SMALL = [
 
 
 def main() -> None:
-    for size, channels, hidden, num_filters, kernel_size, options in SMALL:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", type=int, choices=range(len(SMALL)), default=list(range(len(SMALL))))
+    for size, channels, hidden, num_filters, kernel_size, options in (SMALL[i] for i in parser.parse_args().only):
         for dtype in (torch.float32, torch.bfloat16):
             nca = ncakern.NCA(
                 len(size), channels, hidden, num_filters=num_filters, kernel_size=kernel_size, **options

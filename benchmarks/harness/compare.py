@@ -12,9 +12,9 @@ from benchmarks.harness.record import find, read, values
 
 def check_comparable(before: dict, after: dict) -> None:
     """Refuse two runs whose figures mean different things."""
-    for group, ignored in (("machine", {"kernel_isa"}), ("versions", {"ncakern"})):
-        for name in before[group].keys() - ignored:
-            old, new = before[group][name], after[group][name]
+    for group, ignored in (("machine", {"kernel_isa", "limits"}), ("versions", {"ncakern"})):
+        for name in (before[group].keys() | after[group].keys()) - ignored:
+            old, new = before[group].get(name), after[group].get(name)
             if old != new:
                 raise SystemExit(f"not comparable: {name} was {old!r} and is {new!r}")
 

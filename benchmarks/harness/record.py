@@ -1,4 +1,7 @@
-"""Rows of the record: what a figure is worth only with; results/<machine>/<date>-<commit>.jsonl."""
+"""Rows of the record: what a figure is worth only with; results/<machine>/<date>-<commit>.jsonl.
+
+A machine whose instruction sets are limited by environment variables counts as another one.
+"""
 
 import datetime
 import importlib.util
@@ -6,7 +9,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -17,39 +19,32 @@ import torch
 import ncakern
 from benchmarks.harness.cases import Case
 from benchmarks.harness.measure import Timing
+from benchmarks.harness.source import ROOT, commit_here
 from ncakern.backends import cpu
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-NO_CODE = ":(exclude)benchmarks/results", ":(exclude)benchmarks/records"  # what is written there changes no figure
+# What keeps a process from the widest vectors of its CPU: our kernel, torch's own loops, MKL, oneDNN.
+LIMITS = ("NCAKERN_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 THROUGHPUT, SAVED = "million cell-steps/s", "bytes/cell-step"
-
-
-def _git(*arguments: str) -> str | None:
-    """Ask git; None without git, or outside a repository with a commit."""
-    try:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def describe_run() -> dict:
     """Say what was run and where: commit, machine, versions; the same for all rows of a run."""
-    # A copy of the tree without its history says by a variable which commit it is.
-    commit = _git("rev-parse", "--short=10", "HEAD") or os.environ.get("NCAKERN_BENCH_COMMIT")
+    commit, is_dirty = commit_here()
     cpuinfo = Path("/proc/cpuinfo")
+    limits = {name: os.environ[name] for name in LIMITS if os.environ.get(name)}
     model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit or "unknown",
-        "dirty": commit is None or bool(_git("status", "--porcelain", "--", ".", *NO_CODE)),
+        "commit": commit,
+        "dirty": is_dirty,
         "machine": {
             "cpu": model[1] if model else platform.processor() or platform.machine(),
             "cpus": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "torch_isa": torch.backends.cpu.get_cpu_capability(),
             "kernel_isa": cpu.choose_isa() if cpu.variants() else "none",
+            **({"limits": limits} if limits else {}),
             **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         },
         "versions": {
@@ -96,7 +91,9 @@ def failed_row(case: Case, provider: str, mode: str, reason: str) -> dict:
 
 def write(rows: list[dict], run: dict, root: Path = RESULTS) -> Path:
     """Write the rows of one run as JSON lines, under a name that no other run has; return the path."""
-    folder = root / f"{slug(run['machine']['cpu'])}-{run['machine']['torch_threads']}threads"
+    machine = run["machine"]
+    limited = f"-{machine['kernel_isa']}" if "limits" in machine else ""
+    folder = root / f"{slug(machine['cpu'])}-{machine['torch_threads']}threads{limited}"
     stamp = re.sub(r"[-:]|\+.*", "", run["date"])
     path = folder / f"{stamp}-{run['commit']}{'-dirty' if run['dirty'] else ''}.jsonl"
     write_file(path, "".join(json.dumps(run | row) + "\n" for row in rows))

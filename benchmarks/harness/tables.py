@@ -30,6 +30,23 @@ def ratio_table(rows: list[dict], cases: dict[str, Case]) -> str:
     return table("Times as fast:", head, lines if others else [])
 
 
+def side_by_side_table(runs: dict[str, list[dict]]) -> str:
+    """Tabulate several runs, by names that the columns bear: the kernel's speed, and how many times that of others."""
+    lines, head = [], ["case", "pass"]
+    others: dict[str, list[str]] = {}
+    for name, rows in runs.items():
+        others[name] = [other for other in float32_providers(rows, "throughput") if other != "kernel"]
+        head += [f"{name}: kernel", *(f"/ {other}" for other in others[name])]
+    found = {name: values(rows) for name, rows in runs.items()}
+    for case, mode in dict.fromkeys(key for rows in runs.values() for key in keys(rows, "throughput", ["kernel"])):
+        cells = [case, HEADINGS[mode]]
+        for name in runs:
+            speed = {other: found[name].get((case, mode, "throughput", other)) for other in ("kernel", *others[name])}
+            cells += [number(speed["kernel"]), *(ratio(speed["kernel"], speed[other]) for other in others[name])]
+        lines.append(cells)
+    return table(f"The kernel, {THROUGHPUT} (medians), and how many times as fast as others it is:", head, lines)
+
+
 def bf16_table(rows: list[dict]) -> str:
     """Tabulate the providers with a bfloat16 state, and the kernel on it over both torch.compile and float32."""
     found, lines = values(rows), []
@@ -63,17 +80,21 @@ def scaling_table(rows: list[dict]) -> str:
         {int(found[1]) for row in rows if (found := re.fullmatch(r"throughput-(\d+)threads", row["metric"]))}
     )
     found, lines = values(rows), []
+    has_share = any(row["metric"] == "fma-share" for row in rows)
     metrics = [f"throughput-{count}threads" for count in counts]
     for case, mode in dict.fromkeys([*keys(rows, "fma-share"), *(k for m in metrics for k in keys(rows, m))]):
         speeds = [found.get((case, mode, metric, "kernel")) for metric in metrics]
         share = found.get((case, mode, "fma-share", "kernel"))
         gain = [ratio(speeds[-1], speeds[0])] if len(counts) > 1 else []
-        percent = MISSING if share is None else f"{share:.0%}"
-        lines.append([case, HEADINGS[mode], *map(number, speeds), *gain, percent])
+        percent = [MISSING if share is None else f"{share:.0%}"] if has_share else []
+        lines.append([case, HEADINGS[mode], *map(number, speeds), *gain, *percent])
     threads = [f"{count} thread{'s' * (count > 1)}" for count in counts]
     gain = [f"{counts[-1]} / {counts[0]}"] if len(counts) > 1 else []
-    head = ["case", "pass", *threads, *gain, "share of FMA peak"]
-    return table(f"The kernel on more threads, {THROUGHPUT}, and what it executes of the CPU's FMA peak:", head, lines)
+    head = ["case", "pass", *threads, *gain, *(["share of FMA peak"] if has_share else [])]
+    shown = [f"the kernel by number of threads, {THROUGHPUT}"] if counts else []
+    shown += ["what the kernel executes of the CPU's FMA peak"] if has_share else []
+    title = "; ".join(shown)
+    return table(f"{title[:1].upper()}{title[1:]}:", head, lines)
 
 
 def metric_table(rows: list[dict], metric: str, providers: list[str], title: str, form: str) -> str:

@@ -7,6 +7,7 @@ counts that): recomputing in the backward pass is work too.
 """
 
 from benchmarks.harness.cases import Case
+from ncakern.backends import cpu
 
 PEAK_ROUNDS = 10
 
@@ -59,7 +60,10 @@ def perceiving_share(case: Case) -> float:
 
 
 def fma_peak(threads: int) -> float:
-    """Measure what this CPU reaches in float32 on so many threads, in FLOP/s: chains of FMAs in registers."""
+    """Measure what this CPU reaches in float32 on so many threads, in FLOP/s: chains of FMAs in registers.
+
+    With the vectors of the instruction set that the kernel uses, which `NCAKERN_ISA` may limit.
+    """
     from ncakern import _cpu  # only here: the other providers run without the extension
 
-    return _cpu.fma_peak(threads, PEAK_ROUNDS)
+    return _cpu.fma_peak(threads, PEAK_ROUNDS, cpu.choose_isa())

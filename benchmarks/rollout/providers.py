@@ -94,12 +94,14 @@ class Eager(nn.Module):
 class Kernel(nn.Module):
     """The fused rollout: the cpu backend on the CPU, triton on an accelerator; never a fall-back."""
 
+    backend: str | None = None  # instead
+
     def __init__(self, nca: ncakern.NCA, case: Case, *, keep_every: int | str = 1) -> None:
         super().__init__()
         self.nca, self.steps, self.keep_every = nca, case.steps, keep_every
 
     def forward(self, state: Tensor, *, seed: int | None = None) -> Tensor:
-        backend = "cpu" if state.device.type == "cpu" else "triton"
+        backend = self.backend or ("cpu" if state.device.type == "cpu" else "triton")
         return self.nca(state, self.steps, seed=seed, keep_every=self.keep_every, backend=backend)
 
 

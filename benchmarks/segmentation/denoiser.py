@@ -23,7 +23,6 @@ from ncaseg import config
 from ncaseg.models import build_model
 from ncaseg.models.medsegdiffnca.model import MedSegDiffNCA
 from ncaseg.report.markdown import table
-from ncaseg.sampling.medsegdiff import sample_masks
 
 RECORDS = record.RESULTS / "denoiser"
 PAGE = Path(__file__).with_name("DENOISER.md")
@@ -133,6 +132,9 @@ def why_not(compiled: Callable[[], None]) -> str | None:
 
 
 def sampling_call(model: MedSegDiffNCA, image: torch.Tensor) -> Callable[[], None]:
+    # It reads pictures and volumes, which needs libraries that training alone does without.
+    from ncaseg.sampling.medsegdiff import sample_masks
+
     how = config.load_recipe("medsegdiff-small").diffusion
     return lambda: void(sample_masks(model, image, how, seed=0))
 

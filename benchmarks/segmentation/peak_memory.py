@@ -19,7 +19,7 @@ from benchmarks.harness.peak import run_alone
 MODES = ("prediction", "training")
 PROVIDERS = ("kernel", "eager")
 LIMIT_BYTES = 20 * 10**9  # what eager may take before its need is computed instead of measured
-EAGER_BYTES = 1036  # kept per cell and step with 16 channels and 64 hidden, k = 3: see the project's README
+EAGER_BYTES = 1036  # kept per cell and step with 16 channels and 64 hidden, k = 3: see benchmarks/rollout/FIGURES.md
 
 
 class Problem(NamedTuple):

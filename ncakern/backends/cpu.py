@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ncakern._kernel import call_options, choose_isa, import_extension, require_extension, variants, why_not_amx
+from ncakern._kernel import (
+    MAX_THREADS,
+    call_options,
+    choose_isa,
+    import_extension,
+    require_extension,
+    variants,
+    why_not_amx,
+)
 from ncakern._spec import Problem, RolloutSpec
 
 __all__ = ["bwd", "choose_isa", "fwd", "stats_width", "variants", "why_not", "why_not_amx"]
@@ -97,6 +105,8 @@ def _arrays(tensors: dict[str, Tensor | None]) -> dict[str, np.ndarray]:
     for name, tensor in tensors.items():
         if tensor is not None:
             tensor = tensor.detach()
+            if tensor.data_ptr() == 0 and tensor.numel():  # numpy would take memory of its own
+                raise ValueError(f"{name} has no memory: its storage was given back")
             views[name] = (tensor.view(torch.int16) if tensor.dtype.itemsize == 2 else tensor).numpy()
     return views
 
@@ -106,4 +116,5 @@ def _options(state: Tensor, others: tuple[Tensor | None, ...], **keywords: Any) 
     assert weight is not None and hidden_weight is not None
     storage = str(state.dtype).removeprefix("torch.")
     shapes = tuple(state.shape), tuple(weight.shape), hidden_weight.shape[0]
-    return call_options(*shapes, storage=storage, threads=torch.get_num_threads(), **keywords)
+    threads = min(torch.get_num_threads(), MAX_THREADS)
+    return call_options(*shapes, storage=storage, threads=threads, **keywords)

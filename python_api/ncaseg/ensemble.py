@@ -45,6 +45,7 @@ def combine(members: Iterable[np.ndarray], *, rule: str = DEFAULT_RULE, with_spr
 
     Raises:
         ValueError: the rule is unknown, or there is no member.
+        FloatingPointError: a logit is NaN or infinite.
 
     Reference:
         Kalkhof and Mukhopadhyay, M3D-NCA, MICCAI 2023 (pseudo-ensemble); Welford, Technometrics 1962 (variance).
@@ -53,7 +54,8 @@ def combine(members: Iterable[np.ndarray], *, rule: str = DEFAULT_RULE, with_spr
     logits = _Running()
     probabilities = _Running()
     held = []
-    for member in members:
+    for number, member in enumerate(members):
+        check_finite(member, f"member {number} of the ensemble")
         if rule == "mean-logit":
             logits.add(member)
         elif rule == "median":
@@ -72,6 +74,16 @@ def combine(members: Iterable[np.ndarray], *, rule: str = DEFAULT_RULE, with_spr
     if not with_spread:
         return Combined(combined)
     return Combined(combined, probabilities.mean, probabilities.deviations / np.float32(probabilities.count))
+
+
+def check_finite(values: np.ndarray, what: str) -> None:
+    """Raise a FloatingPointError if a number is NaN or infinite: a mask made of it would be empty without a word."""
+    bad = sum(int(np.count_nonzero(~np.isfinite(row))) for row in np.moveaxis(values, 1, 0))
+    if bad:
+        raise FloatingPointError(
+            f"{what} must be finite; {bad} of {values.size} numbers are NaN or infinite. The weights have diverged or "
+            "their file is damaged: use an earlier checkpoint"
+        )
 
 
 def check_rule(rule: str, *, of_samples: bool = False) -> None:

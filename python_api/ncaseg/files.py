@@ -1,18 +1,38 @@
 """Files are written to a temporary name and renamed: a reader, or a killed run, never meets half a file."""
 
+import errno
 import json
 import os
+import re
+import secrets
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there, nothing counts as stale
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}-")
+YOUNG_S = 60.0  # a temporary file may be without its lock just after it was made
+KEPT = 40  # characters of a name in its temporary one: names of 255 bytes have temporary ones too
+NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of writing that do not say where
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes the place of ``path``, on an exception it vanishes.
 
-    The temporary name keeps the suffixes of ``path`` (writers such as nibabel choose the format by them).
+    The temporary name keeps the suffixes of ``path`` (writers such as Pillow choose the format by them). It is random,
+    the file is new and ours, and its content is on the disk before it is renamed.
+
+    Raises:
+        ValueError: there is something else than a file at ``path``, a device or a folder, say.
+        OSError: it cannot be written; errors of a full disk name the file.
 
     Example:
         >>> import tempfile
@@ -23,13 +43,55 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'done'
     """
     path = Path(path)
+    check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name[-KEPT:]}")
+    # O_EXCL: whatever lies there already, a link of somebody else's, say, is not opened.
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
+        if fcntl is not None:
+            with suppress(OSError):  # some network drives know no locks
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
+        _to_disk(temporary)
         os.replace(temporary, path)
+        _to_disk(path.parent)
+    except OSError as error:
+        if error.errno in NAMELESS and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def check_target(path: str | Path) -> None:
+    """Make sure, before the work, that a file can be written there.
+
+    Raises:
+        ValueError: there is something that is no file, or a file where its folder should be.
+        PermissionError: its folder may not be written to.
+    """
+    path = Path(path)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
+            raise ValueError(f"{path} must be a file, or not exist yet; it is {kind}, which is not replaced")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{path} must lie in a folder; {folder} is a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "the folder may not be written to", str(folder))
+
+
+def remove_stale(folder: str | Path) -> None:
+    """Remove temporary files that killed processes have left in a folder: those that nobody holds a lock on."""
+    if fcntl is None or not Path(folder).is_dir():
+        return
+    for path in Path(folder).iterdir():
+        if TEMPORARY.match(path.name) and path.is_file() and not path.is_symlink() and _is_abandoned(path):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -66,3 +128,31 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be {what}; it holds a {type(content).__name__}")
     return content
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk: a rename may get there before the content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # drives that cannot be asked
+            raise
+    finally:
+        os.close(handle)
+
+
+def _is_abandoned(path: Path) -> bool:
+    if time.time() - path.stat().st_mtime < YOUNG_S:
+        return False
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks.gpu import kernels, margins
 from benchmarks.gpu.cases import load_gpu_cases
 from benchmarks.gpu.plots import points, write
 from benchmarks.gpu.providers import GPU_PROVIDERS
@@ -132,3 +133,26 @@ def test_tuning_moves_to_the_fastest_tile_that_runs():
     times = {1: 10.0, 2: 8.0, 4: 6.0, 8: 5.0, 16: None, 32: 1.0}
     assert climb({"rows": 1}, lambda tile: times[tile["rows"]]) == ({"rows": 8}, 5.0)
     assert climb({"rows": 1}, lambda tile: 10.0 - 0.1 * (tile["rows"] > 1)) == ({"rows": 1}, 10.0)
+
+
+def test_margins_name_the_worst_case_of_every_output():
+    rows = [
+        {"test": "a", "name": "d_state", "error": 3e-6, "plain": 1e-6, "largest": 1.0},
+        {"test": "b", "name": "d_state", "error": 2e-6, "plain": 2e-6, "largest": 1.0},
+        {"test": "b", "name": "out", "error": 2.0**-23, "plain": 0.0, "largest": 1.0},
+        {"test": "c", "name": "mask", "error": 0.0, "plain": 0.0, "largest": 0.0},
+    ]
+    lines = margins.table(rows).splitlines()[2:]
+    assert lines[0] == "| d_state | 2 | 3.00 | 3.0e-06 | a |"
+    assert lines[1].startswith("| out | 1 | 2.00 |") and lines[2].startswith("| mask | 1 | 0.00 |")
+
+
+def test_the_time_of_a_call_is_that_of_its_kernels_and_the_rest():
+    found = [kernels.Kernel("step", 3 * 4, 3 * 60.0), kernels.Kernel("fold", 3, 3 * 20.0)]
+    lines = kernels.table("A", "kernel", "forward", found, 100.0).splitlines()
+    assert lines[0] == "A, kernel, forward: 100 us"
+    assert lines[4:] == [
+        "| step | 4 | 15.0 | 60 | 60% |",
+        "| fold | 1 | 20.0 | 20 | 20% |",
+        "| not in a kernel | | | 20 | 20% |",
+    ]

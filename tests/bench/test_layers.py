@@ -9,7 +9,7 @@ from benchmarks.harness.record import ROOT
 MAY_IMPORT = {
     "harness": {"harness"},
     "rollout": {"harness", "rollout"},
-    "gpu": {"harness", "rollout", "gpu"},
+    "gpu": {"harness", "rollout", "segmentation", "gpu"},
     "segmentation": {"harness", "rollout", "segmentation"},
 }
 

@@ -1,12 +1,17 @@
 """The record: rows survive the file, tables say what the rows say, unlike machines are not compared."""
 
+import os
+import re
+
 import pytest
 
 from benchmarks.harness.cases import load_cases
 from benchmarks.harness.compare import check_comparable, compare
 from benchmarks.harness.measure import Timing
-from benchmarks.harness.record import plain_row, read, saved_row, timing_rows, write
-from benchmarks.harness.report import replace_between_markers, report
+from benchmarks.harness.record import LIMITS, ROOT, describe_run, plain_row, read, saved_row, timing_rows, write
+from benchmarks.harness.report import PAGE, README, page, replace_between_markers, report, side_by_side
+from benchmarks.harness.tables import scaling_table
+from benchmarks.rollout.verify import limited_to
 
 CASE = load_cases()["A"]
 RUN = {
@@ -63,9 +68,66 @@ def test_report_shows_what_only_some_cases_and_modes_have():
     assert "| C | forward | - | 26.21 | - | 2.0x |" in text
     assert "| A | forward + backward | 7 |" in text
     assert "| C | forward | - | 4 |" in text
+    assert (
+        "The kernel by number of threads, million cell-steps/s; what the kernel executes of the CPU's FMA peak:" in text
+    )
     assert "| case | pass | 1 thread | 2 threads | 2 / 1 | share of FMA peak |" in text
     assert "| A | forward | 30.00 | 54.00 | 1.8x | 42% |" in text
     assert max(line.count("|") for line in text.splitlines()) <= 8
+
+
+def test_the_table_of_threads_says_what_it_shows():
+    share = plain_row(CASE, "kernel", "forward", "fma-share", "", 0.415)
+    threads = [plain_row(CASE, "kernel", "forward", f"throughput-{n}threads", "", 30.0 * n) for n in (1, 2)]
+    assert scaling_table([share]).splitlines()[0] == "What the kernel executes of the CPU's FMA peak:"
+    assert scaling_table([share]).splitlines()[2] == "| case | pass | share of FMA peak |"
+    assert scaling_table(threads).splitlines()[0] == "The kernel by number of threads, million cell-steps/s:"
+    assert scaling_table(threads).splitlines()[2:5:2] == [
+        "| case | pass | 1 thread | 2 threads | 2 / 1 |",
+        "| A | forward | 30.00 | 60.00 | 2.0x |",
+    ]
+    assert scaling_table([]) == ""
+
+
+LIMITED = {"limits": {"NCAKERN_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2"}, "kernel_isa": "avx2"}
+
+
+def test_runs_of_two_instruction_sets_stand_side_by_side(rows):
+    wide = RUN | {"machine": RUN["machine"] | {"kernel_isa": "avx512"}}
+    narrow = RUN | {"machine": RUN["machine"] | LIMITED}
+    slower = [row | {"value": row["value"] / 2} if row["provider"] == "kernel" else row for row in rows]
+    first, second = ROOT / "a.jsonl", ROOT / "b.jsonl"
+    runs = {first: [wide | row for row in rows], second: [narrow | row for row in slower if row["mode"] == "forward"]}
+    text = side_by_side(runs)
+    assert "| case | pass | AVX-512: kernel | / eager | AVX2: kernel | / eager |" in text
+    assert "| A | forward | 52.43 | 25.0x | 26.21 | 12.5x |" in text
+    assert "| A | forward + backward | 52.43 | 25.0x | - | - |" in text
+    assert "* AVX2: Some CPU @ 2 GHz, 2 threads of 8 logical CPUs" in text
+    assert text.count("limited by NCAKERN_ISA=avx2 ATEN_CPU_CAPABILITY=avx2, ") == 1
+    assert "## AVX2\n\n`b.jsonl`: Some CPU" in page(runs)
+    with pytest.raises(SystemExit, match="differ by the kernel's instruction set; got AVX2, AVX2"):
+        side_by_side({first: runs[second], second: runs[second]})
+
+
+def test_a_limited_machine_is_another_one(rows, monkeypatch, tmp_path):
+    for name in LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    assert "limits" not in describe_run()["machine"]
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert describe_run()["machine"]["limits"] == {"ATEN_CPU_CAPABILITY": "avx2"}
+    narrow = RUN | {"machine": RUN["machine"] | LIMITED}
+    assert write(rows, narrow, tmp_path).parent.name == "some-cpu-2-ghz-2threads-avx2"
+    for name, value in limited_to("avx2").items():
+        monkeypatch.setenv(name, value)
+    assert set(describe_run()["machine"]["limits"]) == set(LIMITS)
+    assert limited_to(None) == dict(os.environ) and limited_to("avx2")["MKL_ENABLE_INSTRUCTIONS"] == "AVX2"
+
+
+def test_the_pages_are_those_of_their_records():
+    names = re.findall(r"^`(\S+\.jsonl)`: ", PAGE.read_text(), re.MULTILINE)
+    runs = {path: read(path) for path in (ROOT / name for name in names)}
+    assert runs and PAGE.read_text() == page(runs)
+    assert replace_between_markers(README.read_text(), side_by_side(runs)) == README.read_text()
 
 
 def test_table_replaces_what_lies_between_the_markers():

@@ -48,8 +48,9 @@ BAD_CALLS = [
     ({"state": [1.0]}, TypeError, "state must be a torch.Tensor; got list"),
     ({"state": torch.zeros(2, 5, 6, C, dtype=torch.int32)}, TypeError, "state must be float32 or"),
     ({"state": torch.zeros(5, 6, C)}, ValueError, r"state must be \[B, H, W, C\].*channel axis"),
-    ({"state": torch.zeros(0, 5, 6, C)}, ValueError, "state must have no empty axis"),
-    ({"state": torch.zeros(2, 5, 6, 3)}, ValueError, r"perceive_weight must be \[F, 3, k, k\].*3 channels"),
+    ({"state": torch.zeros(2, 0, 6, C)}, ValueError, "state must have no empty axis but the batch"),
+    ({"state": torch.zeros(2, 5, 6, 3)}, ValueError, "state has 3 channels on its last axis, this NCA has 4$"),
+    ({"state": torch.zeros(2, C, 6, 5)}, ValueError, r"5 channels .* has 4; channels last\? x.movedim\(1, -1\)$"),
     ({"state": torch.zeros(2, 5, 6, 7, C)}, ValueError, r"perceive_weight must be \[F, 4, k, k, k\]"),
     ({"state": torch.zeros(2, 1, 6, C)}, ValueError, "state must have at least 2 cells on spatial axis 0.*reflect"),
     (

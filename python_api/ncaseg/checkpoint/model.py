@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from safetensors.torch import save
 
 import ncakern
 from ncaseg import config, files
-from ncaseg.checkpoint.reader import FORMAT, FORMAT_VERSION, check_shapes, read_weights
+from ncaseg.checkpoint.reader import CHECKSUM, FORMAT, FORMAT_VERSION, check_shapes, digest, read_weights
 from ncaseg.models import build_model
 from ncaseg.models.base import Segmenter
+
+# What damaged archives raise: names that are no text, sizes that are none, members of a method that is not known.
+DAMAGE = (RuntimeError, EOFError, KeyError, IndexError, ValueError, TypeError, NotImplementedError, AttributeError)
 
 
 def save_model(path: str | Path, model: Segmenter, cfg: config.Config, extra: Mapping[str, str] | None = None) -> None:
@@ -32,9 +36,14 @@ def save_model(path: str | Path, model: Segmenter, cfg: config.Config, extra: Ma
         "labels": json.dumps(labels),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    _write(path, tensors, metadata | dict({} if extra is None else extra))
+
+
+def _write(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    checksum = digest(metadata, {name: tensor.numpy() for name, tensor in tensors.items()})
     with files.replacing(path) as temporary:
         # Not save_file, whose files nobody but the owner may read.
-        temporary.write_bytes(save(tensors, metadata=metadata | dict({} if extra is None else extra)))
+        temporary.write_bytes(save(dict(tensors), metadata={**metadata, CHECKSUM: checksum}))
 
 
 def load_model(name_or_path: str | Path) -> tuple[Segmenter, config.Config, dict[str, str]]:
@@ -48,8 +57,10 @@ def load_model(name_or_path: str | Path) -> tuple[Segmenter, config.Config, dict
             format version, or tensors that do not fit the recipe (they are named).
     """
     weights = read_weights(name_or_path)
+    with torch.device("meta"):  # shapes alone: what a recipe asks for may not fit into memory
+        expected = build_model(weights.cfg.model, weights.cfg.cdal).state_dict()
+    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     model = build_model(weights.cfg.model, weights.cfg.cdal)
-    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.arrays.items()})
     return model, weights.cfg, weights.metadata
 
@@ -63,8 +74,7 @@ def add_metadata(path: str | Path, extra: Mapping[str, str]) -> None:
     path = Path(path)
     metadata = load_model(path)[2]
     tensors = {name: torch.from_numpy(array) for name, array in read_weights(path).arrays.items()}
-    with files.replacing(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata=metadata | dict(extra)))
+    _write(path, tensors, metadata | dict(extra))
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -82,6 +92,10 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} must be the state of a run; it is not a file that torch.save writes")
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch writes a checksum of every entry, but does not compare it
+        if damaged is not None:
+            raise RuntimeError(f"the checksum of its entry {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except (*DAMAGE, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} must be the state of a run; it cannot be read as one: {error}") from error

@@ -19,17 +19,25 @@ def add_predict(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "input", type=Path, metavar="INPUT", help="a .nii or .nii.gz file, a picture, or a folder of either"
     )
-    verb.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="file, or folder for a folder")
+    _add_reading(verb)
+    verb.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="OUT", help="output file; output folder for an input folder"
+    )
     _add_ensemble(verb, default=None)
     verb.add_argument("--png", action="store_true", help="also draw an overlay and a variance picture per case")
     verb.add_argument("--overwrite", action="store_true", help="redo cases of a folder that already have an output")
-    verb.add_argument("--memory", type=_bytes, metavar="SIZE", help="occupy at most, e.g. 2GB: in tiles if need be")
-    verb.add_argument("--scratch", type=Path, metavar="DIR", help="for the files of tiles (default: the system's)")
+    verb.add_argument(
+        "--memory", type=_bytes, metavar="SIZE", help="most memory to occupy, e.g. 2GB; what does not fit runs in tiles"
+    )
+    verb.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="folder for the files of tiles (default: the system's)"
+    )
     verb.add_argument("--no-torch", action="store_true", help="use numpy and the C++ kernel alone (CPU)")
 
 
 def add_evaluate(verb: argparse.ArgumentParser) -> None:
     _add_model(verb)
+    _add_reading(verb)
     _add_pairs(verb)
     _add_ensemble(verb, default=10)
     verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
@@ -49,7 +57,7 @@ def add_evaluate(verb: argparse.ArgumentParser) -> None:
         "--empty",
         choices=("one", "zero", "skip"),
         default="one",
-        help="score where neither prediction nor label has a cell (default: %(default)s)",
+        help="score of a case whose prediction and label are both empty (default: %(default)s)",
     )
 
 
@@ -69,6 +77,7 @@ def add_qc(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "input", type=Path, nargs="?", metavar="INPUT", help="a NIfTI file or a folder of them to inspect"
     )
+    _add_reading(verb)
     verb.add_argument(
         "-o", "--out", type=Path, required=True, metavar="CSV", help="one row per case; a .json beside it"
     )
@@ -77,9 +86,17 @@ def add_qc(verb: argparse.ArgumentParser) -> None:
         "--threshold", type=_finite, metavar="T", help="flag cases whose NQM is above (default: calibrated)"
     )
     verb.add_argument("--calibrate", type=Path, metavar="DATA", help="fit T on the training cases of --split in DATA")
-    verb.add_argument("--evaluate", type=Path, metavar="DATA", help="count found failures on its validation cases")
+    verb.add_argument(
+        "--evaluate", type=Path, metavar="DATA", help="count the failures that are flagged among its validation cases"
+    )
     verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of the run, for the two above")
-    verb.add_argument("--target", type=_finite, default=0.8, metavar="DICE", help="a failure is below (default: 0.8)")
+    verb.add_argument(
+        "--target",
+        type=_finite,
+        default=0.8,
+        metavar="DICE",
+        help="Dice below which a case is a failure (default: 0.8)",
+    )
     metrics = ("hard_dice", "soft_dice")
     verb.add_argument(
         "--metric", choices=metrics, default=metrics[0], help="the Dice of the target (default: hard_dice)"
@@ -97,12 +114,24 @@ def add_reproduce(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("paper", metavar="PAPER", help="m3d, medsegdiffnca, cdal, or a .toml file of that form")
     verb.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for the tables and runs/")
     verb.add_argument("--runs", type=Path, nargs="+", default=[], metavar="DIR", help="more folders of finished runs")
-    verb.add_argument("--train", action="store_true", help="first run what the plan has for a CPU and lacks (hours)")
-    verb.add_argument("--data", type=Path, metavar="DIR", help="the dataset, e.g. Task04_Hippocampus; its name counts")
+    verb.add_argument(
+        "--train", action="store_true", help="first train the planned runs that are missing and fit a CPU (hours)"
+    )
+    verb.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the dataset; its name chooses the planned runs, e.g. Task04_Hippocampus",
+    )
 
 
 def _add_model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="a .safetensors checkpoint, or the name of a zoo entry")
+
+
+def _add_reading(verb: argparse.ArgumentParser) -> None:
+    keys = "data.label_map, data.white, data.drop_channels or data.max_read_gb"
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help=f"how files are read: {keys}")
 
 
 def _add_pairs(verb: argparse.ArgumentParser) -> None:
@@ -115,7 +144,7 @@ def _add_pairs(verb: argparse.ArgumentParser) -> None:
 
 def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None:
     shown = "ensemble size (default: " + ("the model's own)" if default is None else f"{default})")
-    verb.add_argument("--samples", type=_positive, default=default, metavar="N", help=shown)
+    verb.add_argument("--samples", type=_samples, default=default, metavar="N", help=shown)
     verb.add_argument("--seed", type=int, metavar="S", help="random seed (default: the model's own)")
     verb.add_argument(
         "--rule",
@@ -140,6 +169,17 @@ def _finite(text: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be a finite number; got {text!r}")
+    return value
+
+
+def _samples(text: str) -> int:
+    from ncaseg.limits import MOST, check_limit
+
+    value = _positive(text)
+    try:
+        check_limit("samples", value, MOST["predict.samples"])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return value
 
 

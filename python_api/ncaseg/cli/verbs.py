@@ -9,19 +9,21 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ncaseg.cli import arguments
+from ncaseg.cli import arguments, terminal
 
 if TYPE_CHECKING:
     from ncaseg.data.index import Case
     from ncaseg.papers.paper import PlannedRun
 
-EXIT_USAGE, EXIT_DATA, EXIT_ENVIRONMENT, EXIT_INTERRUPTED = 2, 3, 4, 130
+EXIT_USAGE, EXIT_DATA, EXIT_ENVIRONMENT = 2, 3, 4
+SIGNALLED = 128  # plus the number of the signal, as shells have it: 130 for Ctrl-C
 DATA_ERRORS = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError, FloatingPointError)
 ENVIRONMENT_ERRORS = (ImportError, OSError, MemoryError, RuntimeError)
 
@@ -44,17 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}; see `ncaseg {args.verb} --help`")
     if overrides:
         args.overrides = [*args.overrides, *overrides]
+    with terminal.lenient():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a verb; the exit code."""
     try:
         code = args.run(args)
+        sys.stdout.flush()  # a full disk behind standard output shows here
     except UsageError as error:
         return _fail(error, EXIT_USAGE, args.debug)
     except DATA_ERRORS as error:
         return _fail(error, EXIT_DATA, args.debug)
     except ENVIRONMENT_ERRORS as error:
         return _fail(error, EXIT_ENVIRONMENT, args.debug)
-    except KeyboardInterrupt:
-        print("\nncaseg: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        saved = getattr(stop, "saved", "")
+        print(f"\nncaseg: interrupted{saved and '; ' + saved}; rerun the same command to resume", file=sys.stderr)
+        return SIGNALLED + getattr(stop, "number", signal.SIGINT)
     return 0 if code is None else code
 
 
@@ -63,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ncaseg",
         allow_abbrev=False,
-        description="Segmentation of medical volumes with neural cellular automata.",
+        description="Segmentation of medical images with neural cellular automata.",
         epilog="First steps: `ncaseg doctor`, then `ncaseg demo -o demo`. Research use; not a medical device.",
     )
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -75,17 +85,17 @@ def build_parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=run)
         return verb
 
-    arguments.add_train(add("train", _train, "Train a recipe on a folder of volumes; goes on where RUN stopped."))
+    arguments.add_train(add("train", _train, "Train a recipe on a folder of cases; resumes RUN if it was interrupted."))
     arguments.add_folds(add("folds", _folds, "Write the splits of a cross-validation."))
     arguments.add_predict(
         add("predict", _predict, "Segment a NIfTI file, a picture, or a folder of either; geometry is kept.")
     )
     arguments.add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
     arguments.add_qc(
-        add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if there is one.")
+        add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if any is flagged.")
     )
     arguments.add_reproduce(
-        add("reproduce", _reproduce, "Write the tables of a paper with the numbers of finished runs beside.")
+        add("reproduce", _reproduce, "Write the tables of a paper: its printed numbers beside those of finished runs.")
     )
     demo = add("demo", _demo, "Train on synthetic volumes, segment one and draw it: no download, a few minutes.")
     demo.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for everything it writes")
@@ -118,22 +128,33 @@ def _folds(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    from ncaseg.batch import BatchError
     from ncaseg.inference.files import predict_path
 
     if args.scratch is not None and args.memory is None:
         raise UsageError("--scratch goes with --memory SIZE")
-    model, cfg = _load_edge_model(args.model) if _is_without_torch(args) else _load_model(args.model)
+    model, cfg = (_load_edge_model if _is_without_torch(args) else _load_model)(args.model, args.overrides)
     names = ("samples", "seed", "rule", "png", "overwrite", "memory", "scratch")
-    written = predict_path((model, cfg), args.input, args.out, **{name: getattr(args, name) for name in names})
+    options = {name: getattr(args, name) for name in names}
+    try:
+        written = predict_path((model, cfg), args.input, args.out, **options)
+    except BatchError as error:
+        print(f"wrote {len(error.done)} segmentations to {args.out}; {len(error.failed)} cases failed")
+        raise
     print(f"wrote {len(written)} segmentation{'s' * (len(written) != 1)} to {args.out}")
     _next(f"ncaseg evaluate {args.model} --images DIR --labels DIR --json scores.json")
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _evaluate(args: argparse.Namespace) -> int | None:
     _check_pairs(args)
+    from ncaseg.data.formats import format_of
     from ncaseg.evaluation.cases import evaluate, find_labelled_cases, restrict
+    from ncaseg.files import check_target
 
-    model, cfg = _load_model(args.model)
+    for target in (args.json, args.csv):
+        if target is not None:
+            check_target(target)
+    model, cfg = _load_model(args.model, args.overrides)
     cases = find_labelled_cases(data=args.data, images=args.images, labels=args.labels)
     known: Sequence[Case] | None = [] if args.baselines else None
     if args.split is not None:
@@ -158,8 +179,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     worst = min(scores["cases"], key=lambda case: math.inf if case["hard_dice"] is None else case["hard_dice"])
     image = next(case.image for case in cases if case.id == worst["id"])
-    suffix = ".nii.gz" if image.name.endswith((".nii", ".nii.gz")) else ".png"
+    suffix = format_of(image).written[0]
     _next(f"ncaseg predict {args.model} {image} -o lowest{suffix} --png   # the case with the lowest score")
+    return _tell_failures(scores.get("failed", {}), len(scores["cases"]))
+
+
+def _tell_failures(failed: Mapping[str, str], good: int) -> int | None:
+    """Print what failed beside what was done; the exit code."""
+    if not failed:
+        return None
+    print(f"ncaseg: error: {len(failed)} of {len(failed) + good} cases failed, the others are done:", file=sys.stderr)
+    for line in failed.values():
+        print(f"  {line}", file=sys.stderr)
+    return EXIT_DATA
 
 
 def _qc(args: argparse.Namespace) -> int | None:
@@ -172,7 +204,7 @@ def _qc(args: argparse.Namespace) -> int | None:
     from ncaseg.quality import control
     from ncaseg.quality.table import Ensemble
 
-    model, cfg, metadata = _load_checkpoint(args.model)
+    model, cfg, metadata = _load_checkpoint(args.model, args.overrides)
     samples = cfg.predict.samples if args.samples is None else args.samples
     seed = cfg.predict.seed if args.seed is None else args.seed
     rule = cfg.predict.rule if args.rule is None else args.rule
@@ -193,6 +225,7 @@ def _qc(args: argparse.Namespace) -> int | None:
     if args.store:
         add_metadata(args.model, {"quality": json.dumps(control.to_store(result.report))})
     print(control.format_result(result))
+    failed = _tell_failures(result.failed, len(result.rows))
     if result.threshold is None:
         _next(f"ncaseg qc {args.model} {args.input} -o {args.out} --calibrate DATA --split RUN/split.json")
     elif not result.rows:
@@ -200,7 +233,7 @@ def _qc(args: argparse.Namespace) -> int | None:
     else:
         worst = max(result.rows, key=lambda row: row.nqm)
         _next(f"ncaseg predict {args.model} {worst.image} -o doubtful.nii.gz --png   # the case with the highest NQM")
-    return EXIT_DATA if result.flagged else None
+    return EXIT_DATA if result.flagged else failed
 
 
 def _check_qc(args: argparse.Namespace) -> None:
@@ -291,22 +324,26 @@ def _check_pairs(args: argparse.Namespace) -> None:
         raise UsageError("--images needs --labels DIR, whose files have the images' names")
 
 
-def _load_model(name: str):
-    return _load_checkpoint(name)[:2]
+def _load_model(name: str, overrides: Sequence[str]):
+    return _load_checkpoint(name, overrides)[:2]
 
 
-def _load_checkpoint(name: str):
+def _load_checkpoint(name: str, overrides: Sequence[str]):
     from ncaseg.checkpoint.model import load_model
+    from ncaseg.config import with_reading
 
     with _usage_errors():
-        return load_model(name)
+        model, cfg, metadata = load_model(name)
+        return model, with_reading(cfg, overrides), metadata
 
 
-def _load_edge_model(name: str):
+def _load_edge_model(name: str, overrides: Sequence[str]):
+    from ncaseg.config import with_reading
     from ncaseg.lean.model import load_edge_model
 
     with _usage_errors():
-        return load_edge_model(name)
+        model, cfg = load_edge_model(name)
+        return model, with_reading(cfg, overrides)
 
 
 def _is_without_torch(args: argparse.Namespace) -> bool:

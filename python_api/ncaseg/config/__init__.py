@@ -1,6 +1,6 @@
 """A run is one TOML file: its settings as frozen dataclasses that check themselves, and the reader of recipes."""
 
-from ncaseg.config.reader import differences, from_dict, load_recipe, recipe_names, to_dict, to_toml
+from ncaseg.config.reader import differences, from_dict, load_recipe, recipe_names, to_dict, to_toml, with_reading
 from ncaseg.config.settings import (
     KINDS,
     AugmentConfig,
@@ -39,4 +39,5 @@ __all__ = [
     "recipe_names",
     "to_dict",
     "to_toml",
+    "with_reading",
 ]

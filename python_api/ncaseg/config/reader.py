@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -12,6 +13,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ncaseg import levels
 from ncaseg.config.settings import KINDS, AutomataConfig, Config, DataConfig, ModelConfig
 from ncaseg.config.settings.checks import require_one_of
+from ncaseg.files import read_text
+from ncaseg.limits import check_limits
+
+READING = ("data.label_map", "data.white", "data.drop_channels", "data.max_read_gb")
 
 
 def recipe_names() -> list[str]:
@@ -38,9 +43,30 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
     """
     try:
         tree = tomllib.loads(_recipe_text(name_or_path))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"recipe {name_or_path} is not valid TOML: {error}") from error
     for override in overrides:
+        _apply_override(tree, override)
+    try:
+        cfg = from_dict(tree)
+        check_limits(to_dict(cfg))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"recipe {name_or_path}: {error}") from error
+    return cfg
+
+
+def with_reading(cfg: Config, overrides: Iterable[str]) -> Config:
+    """A finished model's config with other words on how files are read; nothing else of it may change.
+
+    Raises:
+        ValueError: another key, or a value out of range.
+        TypeError: a value of the wrong type.
+    """
+    tree = to_dict(cfg)
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key not in READING:
+            raise ValueError(f"a trained model takes only {', '.join(READING)}; got {key!r}")
         _apply_override(tree, override)
     return from_dict(tree)
 
@@ -49,7 +75,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     """Build a :class:`Config` from nested mappings (TOML or JSON); raises as :func:`load_recipe`.
 
     Two entries of a recipe are spelt out here: ``model.sizes``, one triple per level, gives ``model.scales``; and
-    ``model.steps = "auto"`` gives the steps after which news has crossed what a level works on in training.
+    ``model.steps = "auto"`` gives enough steps for information to cross the grid that a level trains on.
     """
     return _build(Config, _spell_out(tree), "")
 
@@ -118,7 +144,7 @@ def _recipe_text(name_or_path: str | Path) -> str:
     if path.suffix == ".toml":
         if not path.is_file():
             raise FileNotFoundError(f"recipe file {path} does not exist; recipes by name: {', '.join(recipe_names())}")
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     if str(name_or_path) not in recipe_names():
         known = ", ".join(recipe_names())
         raise FileNotFoundError(f"no recipe named {str(name_or_path)!r}; known: {known}; or give a .toml file")
@@ -202,6 +228,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         return tuple(_convert(v, h, f"{name}[{i}]") for i, (v, h) in enumerate(zip(value, inner, strict=True)))
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is float and is_number:
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite; got {value!r}")
         return float(value)
     if type(value) is not hint:
         raise TypeError(f"{name} must be of type {hint.__name__}; got {value!r} ({type(value).__name__})")

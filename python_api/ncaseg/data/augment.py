@@ -1,4 +1,4 @@
-"""Random changes of a training case: mirror, affine map, colours, noise, blur, contrast, gamma, low resolution.
+"""Random changes of a training case: mirror, affine map, colours and light, noise, blur, contrast, gamma, resolution.
 
 What is drawn comes from one generator, so that a sample's augmentation is a function of its seed. Images and targets
 are ``[C, X, Y, Z]`` on the CPU; what moves cells moves both, what changes intensities leaves the target alone.
@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from ncaseg.config import AugmentConfig
 from ncaseg.data.jitter import jitter
+from ncaseg.data.light import cast, dark_corners, hairs, uneven_light
 
 
 def augment(
@@ -40,6 +41,14 @@ def augment(
         target = warp(target, matrix, shift_mm, spacing_mm, "nearest", cfg.fill)
     if _happens(cfg.jitter, generator):
         image = jitter(image, cfg.jitter_strengths, generator)
+    if _happens(cfg.cast, generator):
+        image = cast(image, cfg.cast_gain, generator)
+    if _happens(cfg.light, generator):
+        image = uneven_light(image, cfg.light_strength, generator)
+    if _happens(cfg.hair, generator):
+        image = hairs(image, cfg.hair_count, generator)
+    if _happens(cfg.corners, generator):
+        image = dark_corners(image, cfg.corners_radius, generator)
     if _happens(cfg.noise, generator):
         image = image + _uniform(*cfg.noise_std, generator) * torch.randn(image.shape, generator=generator)
     if _happens(cfg.blur, generator):

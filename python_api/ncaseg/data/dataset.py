@@ -13,7 +13,7 @@ from ncaseg.data.formats import format_of
 from ncaseg.data.formats.base import ReadError, Scan, Value
 from ncaseg.data.index import Case
 from ncaseg.data.resample import resize_back, resize_image, resize_mask
-from ncaseg.data.standard import standardise
+from ncaseg.data.standard import shades_of_gray, standardise
 from ncaseg.levels import Triple, or_native
 
 AFFINE_TOLERANCE = 1e-3  # mm; well above the rounding of NIfTI's float32 geometry, well below a voxel
@@ -40,6 +40,7 @@ class Volume:
     is_resized: bool = False
     mask_rule: str = "floor"
     meaning: Mapping[Value, int] = field(default_factory=dict)  # of the stored values of the label
+    is_picture: bool = False
 
     @property
     def content_size(self) -> tuple[int, ...]:
@@ -65,7 +66,8 @@ class Volume:
 
 
 def load_case(case: Case, cfg: DataConfig) -> Volume:
-    """Read one case: clip to percentiles, min-max to [0, 1], pad or resize, clip again, standardise, as it is set.
+    """Read one case: clip to percentiles and min-max to [0, 1], or correct the light; pad or resize, clip again,
+    standardise, as it is set.
 
     The order is that of M3D-NCA. Axes stay as stored; nothing is reoriented.
 
@@ -90,6 +92,7 @@ def load_case(case: Case, cfg: DataConfig) -> Volume:
         is_resized=cfg.fit == "resize" and image.shape[1:] != native_size,
         mask_rule="centre" if cfg.resample == "area" else "floor",
         meaning=meaning,
+        is_picture=scan.white is not None,
     )
 
 
@@ -104,7 +107,7 @@ def loading_bytes(case: Case, cfg: DataConfig) -> int:
     voxels = math.prod(scan.shape)
     image = 4 * len(cfg.modalities) * math.prod(max(pair) for pair in zip(scan.size, grid, strict=True))
     # At once: the image and what percentiles sort; beside them the native image, and one that standardise is making.
-    copies = 2 + int(grid != scan.size) + int(cfg.mean != ())
+    copies = 2 + int(grid != scan.size) + int(cfg.mean != ()) + int(cfg.intensity == "shades_of_gray")
     if cfg.fit == "resize" and grid != scan.size:
         copies = 6  # a sum over taps, see resize_image
     read = voxels * scan.dtype.itemsize
@@ -261,6 +264,7 @@ def _normalise(image: np.ndarray, cfg: DataConfig, case: Case) -> np.ndarray:
         for channel in image:
             _clip_min_max(channel, cfg, case)
     else:
+        image = shades_of_gray(image) if cfg.intensity == "shades_of_gray" else image
         low, high = float(image.min()), float(image.max())
     size = or_native(cfg.size, image.shape[1:])
     if size != image.shape[1:]:

@@ -5,7 +5,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ncaseg import files
 from ncaseg.config.settings import DataConfig
 from ncaseg.data import labels as rule
 from ncaseg.data.formats.picture import Picture
@@ -30,18 +29,3 @@ def open_mask(path: str | Path, labels: tuple[int, ...], label_map: str = "") ->
     _, coded = Picture().read_label(Path(path))
     found, _ = rule.decode(Path(path), coded, DataConfig(labels=labels, label_map=label_map))
     return nib.Nifti1Image(found.astype(np.uint8), np.eye(4))
-
-
-SUFFIXES = Picture.suffixes
-
-
-def is_picture(path: str | Path) -> bool:
-    """Whether the name ends like a picture's."""
-    return Path(path).name.lower().endswith(SUFFIXES)
-
-
-def save_mask(path: str | Path, labels: np.ndarray) -> None:
-    if Path(path).suffix.lower() != ".png":
-        raise ValueError(f"out must end in .png for a picture; got {path}")
-    with files.replacing(path) as temporary:
-        Picture().write(temporary, labels, None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ncaseg.batch import Batch
 from ncaseg.config import Config
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import Case, find_cases
@@ -97,6 +98,7 @@ def evaluate(
     scores = score_cases(model, cfg, cases, samples=samples, **options)
     if data is not None:
         scores["data"] = data
+    cases = [case for case in cases if case.id not in scores.get("failed", {})]
     if compare is not None:
         scores["comparison"] = compare_samples(scores, score_cases(model, cfg, cases, samples=compare, **options))
     if known is not None:
@@ -143,21 +145,28 @@ def score_cases(
         ``samples``, ``seed``, ``conditions``, ``made`` (commit, machine), ``seconds_per_case``; plain numbers, strings,
         lists and dicts. ``classes_std`` are deviations over cases as of a sample, n - 1, as in cDAL's paper. A
         MedSegDiffNCA gets ``protocols`` as well, see ``ncaseg.evaluation.medsegdiff``; a cDAL of pictures has E-CDAL
-        there, and an M3D-NCA on another grid than the native one E-M3D, both with ``protocols_std``.
+        there, and an M3D-NCA on another grid than the native one E-M3D, both with ``protocols_std``. ``failed`` is
+        there if cases failed: their ids and the errors; the numbers are those of the others.
 
     Raises:
+        BatchError: every case failed.
         ValueError: a model that samples masks is given an ``empty`` or a ``rule`` that it does not have.
     """
     rule = cfg.predict.rule if rule is None else rule
     scoring = SCORINGS.get(cfg.model.kind, Scoring())
     scoring.check(empty, rule)
-    rows = []
+    rows, batch = [], Batch()
+    options: dict[str, Any] = {"rule": rule, "with_spread": scoring.with_spread, "with_grid": True}
     for case in tqdm(cases, desc="evaluate", unit="case", disable=None):
-        volume = load_case(case, cfg.data)
-        answered = answer(model, volume, cfg, samples, seed, rule=rule, with_spread=scoring.with_spread, with_grid=True)
-        rows.append({"id": case.id, "seconds": answered.seconds, **scoring.score(answered, volume, cfg, empty)})
+        with batch.case(case.id, case.image):
+            volume = load_case(case, cfg.data)
+            answered = answer(model, volume, cfg, samples, seed, **options)
+            rows.append({"id": case.id, "seconds": answered.seconds, **scoring.score(answered, volume, cfg, empty)})
+    if not rows:
+        batch.finish(len(cases), rows)
     conditions = scoring.conditions(cfg, rule, empty, rows)
-    return assemble(model, cfg, rows, conditions, name=name, samples=samples, seed=seed) | scoring.summarise(rows)
+    result = assemble(model, cfg, rows, conditions, name=name, samples=samples, seed=seed) | scoring.summarise(rows)
+    return result | ({"failed": batch.failed} if batch.failed else {})
 
 
 def compare_samples(scores: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class MaskScoring(Scoring):
         }
         if answered.uncut is not None and small.shape[2] == 1:  # the script is for pictures
             named[protocols.AUTHOR] = protocols.e_author(answered.uncut[0, ..., 0], small[..., 0])
-        return {
+        is_empty = not truth.any() and not (native > threshold).any()
+        return ({"empty": ["foreground"]} if is_empty else {}) | {
             "classes": {},
             "hard_dice": clean["dice"],
             "iou": clean["iou"],

@@ -57,19 +57,25 @@ def score_volume(
 ) -> dict[str, Any]:
     """Scores of one case: the merged ones and, under ``classes``, those of each label value; None for "skip".
 
+    ``empty`` is there where a pair of prediction and label has no cell: "foreground", or label values as text.
+
     Raises:
         ValueError: the volume has no label.
     """
     if volume.label is None:
         raise ValueError(f"{volume.id} must have a label to be scored; it has none")
     truth = np.asarray(volume.label)
+    pairs = {"foreground": (labels > 0, truth > 0)}
+    if cfg.model.out_channels > 1:
+        pairs |= {str(v): (labels == v, truth == v) for v in cfg.data.labels}
+    without = [name for name, (mask, there) in pairs.items() if not mask.any() and not there.any()]
     scores: dict[str, Any] = _overlap(labels > 0, probabilities.max(0), truth > 0, empty)
     if cfg.model.out_channels > 1:
         channels = zip(cfg.data.labels, probabilities, strict=True)
         scores["classes"] = {str(v): _class_scores(labels == v, p, truth == v, empty) for v, p in channels}
     else:
         scores["classes"] = {str(v): {"recall": _recall(labels > 0, truth == v)} for v in cfg.data.labels}
-    return scores
+    return scores | ({"empty": without} if without else {})
 
 
 def _overlap(mask: np.ndarray, probability: np.ndarray, truth: np.ndarray, empty: str) -> dict[str, float | None]:

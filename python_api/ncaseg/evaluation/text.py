@@ -21,7 +21,8 @@ def format_table(scores: Mapping[str, Any]) -> str:
     for value, entry in scores["classes"].items():
         spread = scores.get("classes_std", {}).get(value, {})
         shown = [_show(number) + _show_spread(spread.get(name)) for name, number in entry.items()]
-        lines.append(f"label {value}: " + ", ".join(" ".join(pair) for pair in zip(entry, shown, strict=True)))
+        pairs = ", ".join(" ".join(pair) for pair in zip(entry, shown, strict=True))
+        lines.append(f"label {value}: {pairs}{_describe_empty(scores, value)}")
     if "protocols" in scores:
         lines.append(format_protocols(scores["protocols"]))
     if "floors" in scores:
@@ -29,6 +30,8 @@ def format_table(scores: Mapping[str, Any]) -> str:
     if "comparison" in scores:
         lines.append(_describe_gain(scores))
     count, members = scores["num_cases"], scores["samples"]
+    if text := _describe_empty(scores, "foreground"):
+        lines.append(f"foreground{text}")
     lines.append(f"{count} cases, ensemble of {members}, native geometry; {scores['conditions']['empty']}")
     return "\n".join(lines)
 
@@ -51,6 +54,17 @@ def write_csv(scores: Mapping[str, Any], path: str | Path) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _describe_empty(scores: Mapping[str, Any], name: str) -> str:
+    """How many scores of this name say nothing about the model, since there was nothing to find."""
+    empty = [row["id"] for row in scores["cases"] if name in row.get("empty", ())]
+    if not empty:
+        return ""
+    counted = {"one": "counted as 1", "zero": "counted as 0", "skip": "left out"}
+    how = counted[scores["conditions"]["empty"].rpartition(" ")[2]]
+    named = f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"
+    return f"; empty in prediction and label in {len(empty)} of {scores['num_cases']} cases, {how}: {named}"
 
 
 def _describe_gain(scores: Mapping[str, Any]) -> str:

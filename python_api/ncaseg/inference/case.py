@@ -14,7 +14,7 @@ import numpy as np
 
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume
-from ncaseg.ensemble import DEFAULT_RULE, check_rule, combine, nqm
+from ncaseg.ensemble import DEFAULT_RULE, check_finite, check_rule, combine, nqm
 from ncaseg.lean.model import EdgeModel, run_member
 from ncaseg.lean.tiled import Plan, check_scratch, run_in_tiles
 
@@ -82,6 +82,7 @@ def answer(
 
     Raises:
         ValueError: ``samples`` is below 1, the volume does not fit the model, or the model does not have the rule.
+        FloatingPointError: the model gives numbers that are not finite.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
@@ -180,6 +181,7 @@ def _answer_of_samples(
 
     sample = {"medsegdiff": medsegdiff.sample_case, "cdal": cdal.sample_case}[cfg.model.kind]
     sampled = sample(model, volume, cfg, samples, seed)
+    check_finite(sampled.members, "the samples")
     members = volume.to_native(sampled.members)
     mean, first = members.mean(0), int(cfg.model.has_background)
     answered = Answer(mean[first:], labels_of(mean, cfg), 0.0)

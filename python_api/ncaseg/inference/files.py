@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
 
+from ncaseg.batch import Batch, about
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
-from ncaseg.data.index import SUFFIXES, Case, case_id, find_cases
-from ncaseg.data.pictures import SUFFIXES as PICTURES
-from ncaseg.data.pictures import is_picture, save_mask
-from ncaseg.files import replacing
+from ncaseg.data.formats import find_format, format_of, is_picture
+from ncaseg.data.index import Case, case_id, find_cases
+from ncaseg.files import check_target, remove_stale, replacing
 from ncaseg.inference.case import answer, native_image, predict_large
 from ncaseg.lean.model import EdgeModel, from_torch
 from ncaseg.lean.tiled import check_loading, plan_prediction
@@ -46,7 +47,8 @@ def predict_path(
         model: a checkpoint file, the name of a zoo entry, or what ``load_model`` returned as (model, cfg).
         source: a ``.nii`` or ``.nii.gz`` file, a picture, or a folder of either.
         out: for a file: the file to write, or a folder for it. For a folder: a folder; names are kept, and a case that
-            already has its output is skipped, so that an interrupted run can be repeated.
+            already has its output is skipped, so that an interrupted run can be repeated. A file that is missing beside
+            a segmentation is made again, and the segmentation left as it is.
         samples: members of the ensemble; None takes the recipe's.
         seed: names the random stream; None takes the recipe's.
         rule: how members become one, see ``ncaseg.ensemble.combine``; None takes the recipe's.
@@ -62,9 +64,11 @@ def predict_path(
 
     Raises:
         FileNotFoundError: no such model, file or folder.
-        ValueError: an output would replace its input, a volume cannot be read or does not fit, or ``memory`` does not
-            hold one tile, or the image while it is read.
-        OSError: ``scratch`` has no room.
+        ValueError: an output would replace its input, or has a suffix that is not written; a volume cannot be read or
+            does not fit; or ``memory`` does not hold one tile, or the image while it is read.
+        BatchError: cases of a folder failed in this way; the others are done.
+        FloatingPointError: the model gives numbers that are not finite.
+        OSError: ``scratch`` or the folder of the output has no room.
     """
     source, out = Path(source), Path(out)
     loaded, cfg = _load(model) if isinstance(model, str | Path) else model
@@ -72,40 +76,70 @@ def predict_path(
     seed = cfg.predict.seed if seed is None else seed
     rule = cfg.predict.rule if rule is None else rule
     todo = _targets(source, out)
-    clash = [str(target) for case, target in todo if target.resolve() == case.image.resolve()]
-    if clash:
-        raise ValueError(f"out must not replace its input; {clash[0]} is both. Choose another folder or name")
+    _check_targets(todo)
+    has_strip = png and cfg.model.kind == "medsegdiff" and not isinstance(loaded, EdgeModel)
     if source.is_dir() and not overwrite:
-        waiting = [(case, target) for case, target in todo if not target.exists()]
+        waiting = [pair for pair in todo if not all(path.exists() for path in _outputs(*pair, png, has_strip))]
         if len(waiting) < len(todo):
             print(f"skipping {len(todo) - len(waiting)} of {len(todo)} cases that have an output in {out}")
         todo = waiting
     if memory is not None and not isinstance(loaded, EdgeModel):
         loaded = from_torch(loaded, cfg.model)
+    if memory is not None:  # the bound of this call takes the place of the recipe's
+        cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, max_read_gb=math.inf))
+    run = _Run(loaded, cfg, samples, seed, rule, png, has_strip, memory, scratch)
+    if not source.is_dir():
+        with about(todo[0][0].image):
+            return [run.segment(*todo[0], keep=False)]
+    batch, written = Batch(), []
     for case, target in _with_progress(todo):
-        if memory is not None:
-            check_loading(case, cfg.data, memory)
+        with batch.case(case.id, case.image):
+            written.append(run.segment(case, target, keep=not overwrite))
+    batch.finish(len(todo), written)
+    return written
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What is the same for every case of a prediction."""
+
+    model: Segmenter | EdgeModel
+    cfg: Config
+    samples: int
+    seed: int
+    rule: str
+    png: bool
+    has_strip: bool
+    memory: int | None
+    scratch: Path | None
+
+    def segment(self, case: Case, target: Path, *, keep: bool) -> Path:
+        """Write everything that is asked for about one case; ``keep`` leaves a segmentation that is there as it is."""
+        cfg = self.cfg
+        if self.memory is not None:
+            check_loading(case, cfg.data, self.memory)
         volume = load_case(case, cfg.data)
-        if memory is not None and isinstance(loaded, EdgeModel):
-            options: dict[str, Any] = {"with_variance": png, "rule": rule}
-            plan = plan_prediction(loaded, volume, samples=samples, budget_bytes=memory, **options)
-            print(f"{case.id}: {plan}", flush=True)
-            labels, variance = predict_large(loaded, volume, cfg, samples, seed, plan, scratch=scratch, **options)
-        else:
-            answered = answer(loaded, volume, cfg, samples, seed, rule=rule, with_spread=png)
-            labels, variance = answered.labels, answered.variance
-        if is_picture(case.image):
-            save_mask(target, labels)
-        else:
+        labels, variance = self._predict(volume)
+        if not (keep and target.exists()):
             save_labels(target, labels, volume)
         if variance is not None:
             draw_case(target, labels, variance, volume)
-            if cfg.model.kind == "medsegdiff" and is_picture(case.image) and not isinstance(loaded, EdgeModel):
-                from ncaseg.report.sampling import draw_strip
+        if self.has_strip and volume.is_picture and not isinstance(self.model, EdgeModel):
+            from ncaseg.report.sampling import draw_strip
 
-                draw_strip(f"{_stem(target)}_sampling.png", loaded, volume, cfg, samples, seed)
-        del volume, labels, variance  # before the next case is read
-    return [target for _, target in todo]
+            draw_strip(_companion(target, "sampling"), self.model, volume, cfg, self.samples, self.seed)
+        return target
+
+    def _predict(self, volume: Volume) -> tuple[np.ndarray, np.ndarray | None]:
+        options: dict[str, Any] = {"with_variance": self.png, "rule": self.rule}
+        if self.memory is None or not isinstance(self.model, EdgeModel):
+            options = {"rule": self.rule, "with_spread": self.png}
+            answered = answer(self.model, volume, self.cfg, self.samples, self.seed, **options)
+            return answered.labels, answered.variance
+        plan = plan_prediction(self.model, volume, samples=self.samples, budget_bytes=self.memory, **options)
+        print(f"{volume.id}: {plan}", flush=True)
+        scratch = self.scratch
+        return predict_large(self.model, volume, self.cfg, self.samples, self.seed, plan, scratch=scratch, **options)
 
 
 def list_inputs(source: Path) -> list[Case]:
@@ -122,8 +156,8 @@ def list_inputs(source: Path) -> list[Case]:
 
 
 def save_labels(path: str | Path, labels: np.ndarray, volume: Volume) -> None:
-    """Write labels ``[*S]`` as uint8 NIfTI with the affine and header of ``volume``; see ``save_map``."""
-    save_map(path, labels.astype(np.uint8, copy=False), volume)
+    """Write labels ``[*S]`` in the format of the name: NIfTI as uint8 with the affine and header of ``volume``."""
+    _save(path, labels.astype(np.uint8, copy=False), volume)
 
 
 def save_map(path: str | Path, voxels: np.ndarray, volume: Volume) -> None:
@@ -131,12 +165,12 @@ def save_map(path: str | Path, voxels: np.ndarray, volume: Volume) -> None:
 
     The display range, which describes the intensities of the scan, is reset.
     """
-    header = volume.header.copy()
-    header.set_data_dtype(voxels.dtype)
-    header["cal_min"] = header["cal_max"] = 0
-    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    _save(path, voxels, volume)
+
+
+def _save(path: str | Path, voxels: np.ndarray, volume: Volume) -> None:
     with replacing(path) as temporary:
-        nib.save(kind(voxels, volume.affine, header), temporary)
+        format_of(path).write(temporary, voxels, volume.affine, volume.header)
 
 
 def draw_case(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Volume) -> None:
@@ -146,8 +180,8 @@ def draw_case(target: Path, labels: np.ndarray, variance: np.ndarray, volume: Vo
     image, spacing_mm = native_image(volume), volume.spacing_mm
     if image.shape[2] == 1:  # a picture, or a single slice: one plane says it all
         image, labels, variance, spacing_mm = image[..., 0], labels[..., 0], variance[..., 0], spacing_mm[:2]
-    volumes.draw_overlay(f"{_stem(target)}_overlay.png", image, labels, spacing_mm=spacing_mm)
-    volumes.draw_triptych(f"{_stem(target)}_variance.png", image, labels, variance, spacing_mm=spacing_mm)
+    volumes.draw_overlay(_companion(target, "overlay"), image, labels, spacing_mm=spacing_mm)
+    volumes.draw_triptych(_companion(target, "variance"), image, labels, variance, spacing_mm=spacing_mm)
 
 
 def _load(name_or_path: str | Path) -> tuple[Segmenter, Config]:
@@ -169,15 +203,39 @@ def _targets(source: Path, out: Path) -> list[tuple[Case, Path]]:
     """Pair every input with the file that its labels go to."""
     cases = list_inputs(source)
     if source.is_dir():
-        if out.is_file() or out.name.endswith((*SUFFIXES, *PICTURES)):
+        if out.is_file() or find_format(out) is not None:
             raise ValueError(f"out must be a folder when the input is one; got {out}")
         return [(case, out / _output_name(case.image)) for case in cases]
-    return [(cases[0], out if out.name.endswith((*SUFFIXES, *PICTURES)) else out / _output_name(source))]
+    if out.is_dir() or not out.suffix:
+        return [(cases[0], out / _output_name(source))]
+    written = format_of(source).written
+    if not out.name.lower().endswith(written):
+        ends = " or ".join(written)
+        raise ValueError(f"out must end in {ends} for {source.name}, or be a folder that exists; got {out}")
+    return [(cases[0], out)]
+
+
+def _check_targets(todo: Sequence[tuple[Case, Path]]) -> None:
+    """Everything about the outputs that can be known before the work; what killed processes left there is removed."""
+    clash = [str(target) for case, target in todo if target.resolve() == case.image.resolve()]
+    if clash:
+        raise ValueError(f"out must not replace its input; {clash[0]} is both. Choose another folder or name")
+    for _, target in todo:
+        check_target(target)
+    for folder in {target.parent for _, target in todo}:
+        remove_stale(folder)
+
+
+def _outputs(case: Case, target: Path, png: bool, has_strip: bool) -> list[Path]:
+    """All files that a case ends in."""
+    drawn = ["overlay", "variance"] if png else []
+    drawn += ["sampling"] if has_strip and is_picture(case.image) else []
+    return [target, *(_companion(target, name) for name in drawn)]
+
+
+def _companion(target: Path, name: str) -> Path:
+    return target.parent / f"{case_id(target)}_{name}.png"
 
 
 def _output_name(image: Path) -> str:
-    return f"{case_id(image)}.png" if is_picture(image) else image.name
-
-
-def _stem(target: Path) -> Path:
-    return target.parent / case_id(target)
+    return format_of(image).output_name(image.name)

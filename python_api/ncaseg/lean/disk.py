@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,7 +23,15 @@ class DiskState:
         self.size, self.channels = size, channels
         self._row_bytes = 4 * channels * size[1] * size[2]
         self._file = TemporaryFile(dir=folder, prefix="ncaseg-")  # noqa: SIM115 (open as long as this object)
-        self._file.truncate(self._row_bytes * size[0])
+        size_bytes = self._row_bytes * size[0]
+        try:
+            # Space that is only promised is missed later, as a signal that ends the process (SIGBUS).
+            os.posix_fallocate(self._file.fileno(), 0, size_bytes)
+        except AttributeError:  # macOS
+            self._file.truncate(size_bytes)
+        except OSError as error:
+            self._file.close()
+            raise OSError(error.errno, f"{error.strerror}: {size_bytes} bytes for a state", str(folder)) from error
 
     def read(self, box: Box) -> np.ndarray:
         """The cells of a box, ``[1, nx, ny, nz, C]``."""

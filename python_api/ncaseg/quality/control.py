@@ -1,7 +1,7 @@
 """Quality control of a model: flags on a folder, the threshold from calibration cases, and how many failures it finds.
 
 All files lie beside the table ``NAME.csv``: ``NAME.json`` with conditions, threshold and results; tables and scatter
-plots of calibration and evaluation. The same command goes on where it was interrupted.
+plots of calibration and evaluation. Rerun an interrupted command to resume it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ncaseg.batch import BatchError
 from ncaseg.data.index import Case
-from ncaseg.files import write_text
+from ncaseg.files import check_target, read_json, remove_stale, write_text
 from ncaseg.provenance import describe
 from ncaseg.quality.artifacts import CLEAN, KINDS
 from ncaseg.quality.table import METRICS, Ensemble, Row, flag_of, measure, write_table
@@ -31,6 +33,7 @@ class Result(NamedTuple):
     rows: list[Row]
     threshold: float | None
     report: dict[str, Any]
+    failed: Mapping[str, str] = MappingProxyType({})  # the errors of inspected cases
 
     @property
     def flagged(self) -> list[Row]:
@@ -70,9 +73,14 @@ def run_qc(
     Raises:
         NoThreshold: the calibration has none.
         ValueError: ``out`` is not a CSV, or holds results of other conditions; failures are to be counted without a
-            threshold; a volume cannot be read or does not fit.
+            threshold.
+        BatchError: volumes to calibrate or to evaluate on cannot be read or do not fit; the others are in the tables.
+            Those of ``cases`` are in the result.
     """
     files = _Files(out)
+    for path in (files.csv, files.json):
+        check_target(path)
+    remove_stale(files.csv.parent)
     report = _claim(files.json, ensemble.conditions())
     report |= {"made": describe()}
     if calibration_cases:
@@ -90,11 +98,15 @@ def run_qc(
         write_table(files.table("detection"), rows, limit)
         report["detection"] = detection_of(rows, metric, limit, target)
         _draw(files.picture("detection"), rows, metric, limit, target, None, "evaluation")
-    inspected = measure(ensemble, cases, (CLEAN,), files.csv, maps=maps, png=png)
+    failed: Mapping[str, str] = {}
+    try:
+        inspected = measure(ensemble, cases, (CLEAN,), files.csv, maps=maps, png=png)
+    except BatchError as error:
+        inspected, failed = error.done, error.failed
     if cases:
         write_table(files.csv, inspected, limit)
     write_text(files.json, json.dumps(report, indent=1, allow_nan=False) + "\n")
-    return Result(inspected, limit, report)
+    return Result(inspected, limit, report, failed)
 
 
 def detection_of(rows: Sequence[Row], metric: str, threshold: float, target: float = TARGET_DICE) -> dict[str, Any]:
@@ -171,9 +183,9 @@ def _claim(path: Path, conditions: Mapping[str, Any]) -> dict[str, Any]:
     """The report so far; results of other conditions are not mixed with these."""
     if path.exists():
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            before = report["conditions"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            report = read_json(path, "a report of this command")
+            before = dict(report["conditions"])
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} must be a report of this command; it is not: {error}") from error
         changes = [
             f"{key}: {before.get(key)!r} -> {now!r}" for key, now in conditions.items() if before.get(key) != now

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ncaseg.batch import Batch
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case
 from ncaseg.data.standard import standardise, unstandardise
 from ncaseg.ensemble import DEFAULT_RULE
 from ncaseg.evaluation.scores import score_volume
-from ncaseg.files import replacing
+from ncaseg.files import read_text, replacing
 from ncaseg.inference.case import Answer, answer
 from ncaseg.inference.files import draw_case, save_map
 from ncaseg.models.base import Segmenter
@@ -106,24 +107,28 @@ def measure(
         The rows of these cases and kinds, in this order.
 
     Raises:
-        ValueError: a volume cannot be read or does not fit the model.
+        BatchError: volumes cannot be read or do not fit the model; the others are measured, their rows are ``done``.
     """
     done = {row.key: row for row in read_table(table)}
-    rows = []
+    rows: list[Row] = []
+    batch = Batch()
     for case in tqdm(cases, desc="qc", unit="case", disable=None):
         map_file = None if maps is None else Path(maps) / f"{case.id}_variance.nii.gz"
-        content = content_of(case)
-        known = {kind for image, kind in done if image == str(case.image) and done[image, kind].content == content}
-        missing = [k for k in kinds if k not in known or (k == CLEAN and _is_absent(map_file))]
-        if missing:
-            volume = load_case(case, ensemble.cfg.data)
+        with batch.case(case.id, case.image):
+            content = content_of(case)
+            known = {kind for image, kind in done if image == str(case.image) and done[image, kind].content == content}
+            missing = [k for k in kinds if k not in known or (k == CLEAN and _is_absent(map_file, case.id, png))]
+            volume = load_case(case, ensemble.cfg.data) if missing else None
             for kind in missing:
+                assert volume is not None
                 row, answered = _measure_volume(ensemble, volume, case, kind, content)
                 done[row.key] = row
                 if kind == CLEAN and map_file is not None:
                     _write_maps(map_file, answered, volume, png)
-            write_table(table, done.values())
-        rows += [done[str(case.image), kind] for kind in kinds]
+            if missing:
+                write_table(table, done.values())
+            rows += [done[str(case.image), kind] for kind in kinds]
+    batch.finish(len(cases), rows)
     return rows
 
 
@@ -146,9 +151,8 @@ def read_table(path: str | Path) -> list[Row]:
     if not Path(path).exists():
         return []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [_parse(entry) for entry in csv.DictReader(file)]
-    except (KeyError, TypeError, ValueError) as error:
+        return [_parse(entry) for entry in csv.DictReader(read_text(path).splitlines())]
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must be a table of this command; it cannot be read as one: {error}") from error
 
 
@@ -191,8 +195,12 @@ def _write_maps(path: Path, answered: Answer, volume: Volume, png: bool) -> None
     save_map(path, answered.variance.astype(np.float32, copy=False), volume)
 
 
-def _is_absent(path: Path | None) -> bool:
-    return path is not None and not path.exists()
+def _is_absent(path: Path | None, case: str, png: bool) -> bool:
+    """Whether a file is missing beside the table that is asked for."""
+    if path is None:
+        return False
+    drawn = [path.with_name(f"{case}_{name}.png") for name in ("overlay", "variance")] if png else []
+    return not all(file.exists() for file in (path, *drawn))
 
 
 def _parse(entry: Mapping[str, str]) -> Row:

@@ -73,7 +73,7 @@ def calibrate(
     if not threshold > 0:
         raise NoThreshold(
             f"target {target} lies above the line Dice = {intercept:.4g} + {slope:.4g} NQM at every NQM, so that all "
-            "volumes would be flagged; take a lower target"
+            "volumes would be flagged; use a lower target"
         )
     return Calibration(
         target=target,

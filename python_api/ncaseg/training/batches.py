@@ -6,6 +6,7 @@ Everything random is a function of (seed, purpose, step, ...), so that there is 
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from ncaseg.config import Config, TrainConfig
 from ncaseg.data.augment import augment
 from ncaseg.data.crop import random_box
 from ncaseg.data.dataset import CaseStore, encode_label, pad_end
+from ncaseg.data.resample import resize_image, resize_mask
 from ncaseg.data.standard import standardise, unstandardise
+from ncaseg.levels import or_native
 from ncaseg.streams import AUGMENT, BOX, ORDER, SLICE, generator, numbers, stream
 
 
@@ -36,7 +39,7 @@ def load_batch(volumes: CaseStore, ids: tuple[str, ...], cfg: Config, step: int,
 
     A case gives ``data.crops`` samples, or ``train.slices`` slices of each, and every one of them ``duplication``
     times in a row. A sample is augmented once, before it is duplicated: the copies differ in their patches and fire
-    bits.
+    bits. The first ``train.small_steps`` steps see their batches on the grid ``train.small_size``.
 
     Raises:
         ValueError: the volumes differ in size.
@@ -59,7 +62,14 @@ def load_batch(volumes: CaseStore, ids: tuple[str, ...], cfg: Config, step: int,
         )
     times = cfg.train.duplication
     images, targets = (torch.stack(column).repeat_interleave(times, dim=0) for column in zip(*pairs, strict=True))
-    return images, targets
+    return shrink(images, targets, cfg.train.small_size) if step < cfg.train.small_steps else (images, targets)
+
+
+def shrink(images: Tensor, targets: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A batch ``[B, C, *S]`` on another grid (0 keeps an axis): images by area, masks by the nearest cell's centre."""
+    cells = or_native(size, images.shape[2:])
+    image, mask = resize_image(images.numpy(), cells, "area"), resize_mask(targets.numpy(), cells, "centre")
+    return torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(mask))
 
 
 def load_sample(volumes: CaseStore, case: str, cfg: Config, step: int, place: int) -> tuple[Tensor, Tensor]:

@@ -54,11 +54,21 @@ class RunLog:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a ``log.jsonl``, without a last line that a crash cut off."""
+    """The rows of a ``log.jsonl``, without a last line that a crash cut off.
+
+    Raises:
+        ValueError: a line before that is damaged.
+    """
     rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
+    for number, line in enumerate(files.read_text(path).splitlines(keepends=True), start=1):
         if line.endswith("\n"):
-            rows.append(json.loads(line))
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"{path} is damaged in line {number}: {error}. Remove the line, or the log") from error
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError(f"{path} is damaged in line {number}: it holds no step. Remove the line, or the log")
+            rows.append(row)
     return rows
 
 

@@ -10,39 +10,30 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ncaseg import config, files
-from ncaseg.checkpoint.model import load_state, save_model, save_state
 from ncaseg.config import Config, TrainConfig
 from ncaseg.data.dataset import CaseStore, grid_sizes
-from ncaseg.data.index import Case, find_cases, find_groups
-from ncaseg.data.split import Split, load_split, make_split, save_split
+from ncaseg.data.index import find_cases, find_groups
+from ncaseg.data.split import Split
 from ncaseg.data.survey import survey
 from ncaseg.levels import Triple
 from ncaseg.models import build_model
 from ncaseg.models.base import Segmenter
 from ncaseg.streams import WEIGHTS, stream
 from ncaseg.training.batches import draw_batches, steps_per_epoch
+from ncaseg.training.folder import RunFolder, State, best_weights, claimed, find_split, write_conditions
+from ncaseg.training.interrupts import Interrupted, Interrupts, hearing_signals
 from ncaseg.training.logs import Progress, RunLog
 from ncaseg.training.memory import check_memory
 from ncaseg.training.tasks import make_task
-from ncaseg.training.tasks.base import Task
+from ncaseg.training.tasks.base import Outcome, Task
 
 COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "seconds", "val_dice")
-
-
-@dataclass
-class State:
-    """How far a run is: steps done, updates of the weights, and how many of these the running mean had last seen."""
-
-    step: int = 0
-    updates: int = 0
-    averaged: int = 0
 
 
 def train(
@@ -70,8 +61,10 @@ def train(
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is False.
         ValueError: the folder holds a run of another recipe, the data do not match the split, or a case is broken.
+        RuntimeError: another process trains in the folder.
         MemoryError: a training step will not fit; nothing has been written yet.
-        FloatingPointError: the loss or a gradient is not finite; the last good state has been saved.
+        FloatingPointError: the loss or a gradient is not finite; the last good state has been kept.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; the state after the last whole step has been saved.
     """
     out = Path(out_dir)
     device = _device(cfg.train.device)
@@ -83,58 +76,86 @@ def train(
         task = make_task(cfg, model)
     check_sizes(sizes, task)
     print(check_memory(task, list(sizes.values()), device), file=sys.stderr)
-    _claim_folder(out, cfg, resume)
-    split = _fix_split(out / "split.json", cases, cfg, find_groups(data_dir, sizes))
-    volumes = CaseStore(cases, cfg.data)
-    for line in survey(volumes, [*split.train, *split.validation], cfg.data):
-        print(f"note: {line}", file=sys.stderr)
-
-    average = make_average(model, cfg.train)
-    per_epoch = steps_per_epoch(len(split.train), cfg.train)
-    total = cfg.train.steps if cfg.train.steps > 0 else cfg.train.epochs * per_epoch
-    state = State()
-    if (out / "state.pt").exists():
-        state = _restore(out / "state.pt", task, average, split)
-
-    columns = (*COLUMNS, *task.columns)
-    with RunLog(out, columns, keep_through=state.step) as log, Progress(total, start=state.step) as progress:
-        while state.step < total:
-            began, epoch = time.monotonic(), state.step // per_epoch
-            rate = functools.partial(
-                learning_rate, updates=state.updates, total=total, epoch=epoch, per_epoch=per_epoch
-            )
-            outcome = task.step(volumes, draw_batches(split.train, cfg.train, state.step), state.step, rate)
-            lr = rate(cfg.train)
-            if not outcome.is_finite:
-                _save(out, task, average, split, state)
-                raise FloatingPointError(
-                    f"training stopped at step {state.step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}, "
-                    f"lr {lr:.3g}; the last good state is in {out / 'state.pt'}. Lower train.lr or set "
-                    "train.grad_clip=1.0 in a new run"
-                )
-            state.updates += outcome.learned
-            state.step += 1
-            if average is not None and is_averaged(cfg.train, state, per_epoch):
-                average.update_parameters(model)
-                state.averaged = state.updates
-
-            val_dice = None
-            if cfg.train.validate_every > 0 and _is_due(state.step, total, cfg.train.validate_every):
-                val_dice = task.validation_dice(best_weights(model, average), volumes, split.validation)
-            row: dict[str, float | None] = {
-                "step": state.step,
-                "epoch": epoch,
-                "loss": outcome.loss,
-                "lr": lr,
-                "grad_norm": outcome.grad_norm,
-            }
-            row |= {"seconds": round(time.monotonic() - began, 4), "val_dice": val_dice}
-            log.write(row | {name: _mean(outcome.parts.get(name, [])) for name in task.columns})
-            shown = "" if val_dice is None else f"  val dice {val_dice:.3f}"
-            progress.update(state.step, f"loss {outcome.loss:.4f}  lr {lr:.2e}{shown}")
-            if _is_due(state.step, total, cfg.train.checkpoint_every):
-                _save(out, task, average, split, state)
+    with claimed(out, cfg, resume):
+        split = find_split(out / "split.json", cases, cfg, find_groups(data_dir, sizes))
+        volumes = CaseStore(cases, cfg.data)
+        for line in survey(volumes, [*split.train, *split.validation], cfg.data):
+            print(f"note: {line}", file=sys.stderr)
+        write_conditions(out, cfg, split)  # not before the cases were read, which may ask for another recipe
+        _Run(task, split, volumes, RunFolder(out, split)).finish()
     return out / "model.safetensors"
+
+
+class _Run:
+    """A training between its first step and its last."""
+
+    def __init__(self, task: Task, split: Split, volumes: CaseStore, folder: RunFolder) -> None:
+        self.task, self.split, self.volumes, self.folder = task, split, volumes, folder
+        self.cfg = task.cfg.train
+        self.columns = (*COLUMNS, *task.columns)
+        self.average = make_average(task.model, self.cfg)
+        self.per_epoch = steps_per_epoch(len(split.train), self.cfg)
+        self.total = self.cfg.steps if self.cfg.steps > 0 else self.cfg.epochs * self.per_epoch
+        self.now = folder.restore(task, self.average)
+
+    def finish(self) -> None:
+        """Take every step that is left; save now and then, at the end, and where a signal ends it."""
+        with (
+            hearing_signals() as interrupts,
+            RunLog(self.folder.path, self.columns, keep_through=self.now.step) as log,
+            Progress(self.total, start=self.now.step) as progress,
+        ):
+            try:
+                while self.now.step < self.total:
+                    row = self.step(interrupts, log)
+                    shown = "" if row["val_dice"] is None else f"  val dice {row['val_dice']:.3f}"
+                    progress.update(self.now.step, f"loss {row['loss']:.4f}  lr {row['lr']:.2e}{shown}")
+                    if _is_due(self.now.step, self.total, self.cfg.checkpoint_every):
+                        self.save()
+            except Interrupted as stop:
+                self.save()
+                stop.saved = f"the state after step {self.now.step} of {self.total} is in {self.folder.state_path}"
+                raise
+
+    def step(self, interrupts: Interrupts, log: RunLog) -> dict[str, Any]:
+        """Take one step and return its row of the log, which has been written."""
+        began, now = time.monotonic(), self.now
+        row: dict[str, Any] = {"step": now.step + 1, "epoch": now.step // self.per_epoch}
+        outcome = self._update(row)
+        row |= {"loss": outcome.loss, "grad_norm": outcome.grad_norm, "val_dice": None}
+        row |= {name: _mean(outcome.parts.get(name, [])) for name in self.task.columns}
+        try:
+            interrupts.step_is_done()
+            if self.cfg.validate_every > 0 and _is_due(now.step, self.total, self.cfg.validate_every):
+                best = best_weights(self.task.model, self.average)
+                row["val_dice"] = self.task.validation_dice(best, self.volumes, self.split.validation)
+        finally:  # the step has been taken, whatever becomes of its validation
+            row["seconds"] = round(time.monotonic() - began, 4)
+            log.write({name: row[name] for name in self.columns})
+        return row
+
+    def save(self) -> None:
+        self.folder.save(self.task, self.average, self.now)
+
+    def _update(self, row: dict[str, Any]) -> Outcome:
+        """Move the weights, their mean and the position; note the rate in the row."""
+        now, per_epoch = self.now, self.per_epoch
+        epoch = now.step // per_epoch
+        rate = functools.partial(learning_rate, updates=now.updates, total=self.total, epoch=epoch, per_epoch=per_epoch)
+        outcome = self.task.step(self.volumes, draw_batches(self.split.train, self.cfg, now.step), now.step, rate)
+        row["lr"] = rate(self.cfg)
+        if not outcome.is_finite:
+            raise FloatingPointError(
+                f"training stopped at step {now.step}: loss {outcome.loss}, gradient norm {outcome.grad_norm}, lr "
+                f"{row['lr']:.3g}; {self.folder.roll_back(now.step)}. Lower train.lr or set train.grad_clip=1.0 in a "
+                "new run"
+            )
+        now.updates += outcome.learned
+        now.step += 1
+        if self.average is not None and is_averaged(self.cfg, now, per_epoch):
+            self.average.update_parameters(self.task.model)
+            now.averaged = now.updates
+        return outcome
 
 
 def check_sizes(sizes: Mapping[str, Triple], task: Task) -> None:
@@ -174,14 +195,6 @@ def is_averaged(cfg: TrainConfig, state: State, per_epoch: int) -> bool:
     return is_now and state.updates > max(cfg.ema_start, state.averaged)
 
 
-def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:
-    """The model to judge and to keep: the running mean once it has content, else the weights as they are."""
-    if average is None or average.n_averaged == 0:
-        return model
-    assert isinstance(average.module, Segmenter)
-    return average.module
-
-
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
@@ -196,64 +209,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"train.device is {name!r}, but torch {torch.__version__} sees no CUDA device; use 'cpu'")
     return device
-
-
-def _claim_folder(out: Path, cfg: Config, resume: bool) -> None:
-    """Write the recipe into a new folder; in a used one, insist on the same recipe."""
-    recipe = out / "recipe.toml"
-    if recipe.exists() or (out / "state.pt").exists():
-        if not resume:
-            raise FileExistsError(f"{out} holds a run; resume it, or choose another folder")
-        changes = config.differences(config.load_recipe(recipe), cfg)
-        if changes:
-            listed = "; ".join(changes)
-            raise ValueError(f"{out} holds a run of another recipe; choose another folder. Differences: {listed}")
-    else:
-        files.write_text(recipe, config.to_toml(cfg))
-
-
-def _fix_split(path: Path, cases: list[Case], cfg: Config, groups: dict[str, str]) -> Split:
-    """The split of the run: read if it is there, else made of all cases and written. What it names needs a label."""
-    ids = [case.id for case in cases]
-    is_given, data = path.exists(), cfg.data
-    split = load_split(path) if is_given else make_split(ids, data.validation_fraction, data.split_seed, groups)
-    named = {*split.train, *split.validation}
-    unlabelled = sorted(case.id for case in cases if case.label is None and case.id in named)
-    if unlabelled:
-        raise ValueError(
-            f"{len(unlabelled)} images have no label, e.g. {unlabelled[0]}; training needs one for each, or a "
-            f"{path.name} in the folder of the run that leaves them out"
-        )
-    missing = sorted(named - set(ids))
-    if missing:
-        raise ValueError(f"{path} names {len(missing)} cases that the data do not hold, e.g. {missing[0]}")
-    left_out = sorted(case.id for case in cases if case.label is not None and case.id not in named)
-    if left_out and not data.allow_left_out:
-        raise ValueError(
-            f"{path} leaves out {len(left_out)} labelled cases of the data, e.g. {left_out[0]}. Start a new run, or "
-            "set data.allow_left_out=true"
-        )
-    if not is_given:
-        save_split(path, split)
-    return split
-
-
-def _save(out: Path, task: Task, average: AveragedModel | None, split: Split, state: State) -> None:
-    best = best_weights(task.model, average)
-    weights = "last" if best is task.model else "average"
-    metadata = {"step": str(state.step), "split_sha256": split.sha256, "weights": weights}
-    save_model(out / "model.safetensors", best, task.cfg, metadata)
-    counts = {"step": state.step, "updates": state.updates, "split_sha256": split.sha256}
-    mean = {} if average is None else {"average": average.state_dict(), "averaged": state.averaged}
-    save_state(out / "state.pt", counts | task.state() | mean)
-
-
-def _restore(path: Path, task: Task, average: AveragedModel | None, split: Split) -> State:
-    saved = load_state(path)
-    if saved["split_sha256"] != split.sha256:
-        raise ValueError(f"{path} belongs to another split than the one in {path.parent / 'split.json'}")
-    task.restore(saved)
-    if average is not None:
-        average.load_state_dict(saved["average"])
-    # States of older versions do not say; theirs is right where the last update has been averaged.
-    return State(saved["step"], saved["updates"], saved.get("averaged", saved["updates"]))

@@ -91,16 +91,44 @@ def dice_focal(
     return _dice_plus(focal, logits, target, smooth, skip_empty, weights)
 
 
+def sample_dice_bce(
+    logits: Tensor, target: Tensor, *, smooth: float = 1.0, skip_empty: bool = False, weights: Weights = (1.0, 1.0)
+) -> Tensor:
+    """:func:`dice_bce` with the Dice loss of each sample alone, then their mean: small objects count like large ones.
+
+    Example:
+        >>> x = torch.tensor([[[-2.0, 0.5, 1.5, -0.3]], [[3.0, -1.0, 0.0, 2.2]]])
+        >>> t = torch.tensor([[[0.0, 1.0, 1.0, 0.0]], [[1.0, 0.0, 1.0, 1.0]]])
+        >>> round(sample_dice_bce(x, t, weights=(1.0, 0.0)).item(), 6)
+        0.179984
+    """
+    return _dice_plus(
+        F.binary_cross_entropy_with_logits, logits, target, smooth, skip_empty, weights, dice=_dice_per_sample
+    )
+
+
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "dice_bce": dice_bce,
     "m3d_upstream": m3d_upstream,
     "dice_focal": dice_focal,
+    "sample_dice_bce": sample_dice_bce,
 }
 
 
 def _upstream_focal(x: Tensor, t: Tensor) -> Tensor:
     q = torch.softmax(torch.sigmoid(x).flatten(), dim=0).clamp(CLAMP, 1 - CLAMP)
     return F.binary_cross_entropy_with_logits(x, t) * ((1 - q) ** 2).mean()
+
+
+def _dice(p: Tensor, t: Tensor, smooth: float) -> Tensor:
+    """Of all cells at once."""
+    return 1 - (2 * (p * t).sum() + smooth) / (p.sum() + t.sum() + smooth)
+
+
+def _dice_per_sample(p: Tensor, t: Tensor, smooth: float) -> Tensor:
+    """The mean over samples ``[B, *S]``."""
+    p, t = p.flatten(1), t.flatten(1)
+    return (1 - (2 * (p * t).sum(1) + smooth) / (p.sum(1) + t.sum(1) + smooth)).mean()
 
 
 def _dice_plus(
@@ -110,6 +138,8 @@ def _dice_plus(
     smooth: float,
     skip_empty: bool,
     weights: Weights,
+    *,
+    dice: Callable[[Tensor, Tensor, float], Tensor] = _dice,
 ) -> Tensor:
     if logits.shape != target.shape:
         raise ValueError(f"target must have the shape of logits {tuple(logits.shape)}; got {tuple(target.shape)}")
@@ -119,6 +149,5 @@ def _dice_plus(
         if skip_empty and not bool(t.any()):
             continue
         p = torch.sigmoid(x)
-        dice = 1 - (2 * (p * t).sum() + smooth) / (p.sum() + t.sum() + smooth)
-        total = total + weights[0] * dice + weights[1] * term(x, t)
+        total = total + weights[0] * dice(p, t, smooth) + weights[1] * term(x, t)
     return total

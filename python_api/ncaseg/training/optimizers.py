@@ -35,12 +35,12 @@ class MuonAdamW:
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(
                 f'train.optimizer "muon" needs torch 2.9 or later; this is {torch.__version__}: '
-                'upgrade torch, or take "adam"'
+                'upgrade torch, or use "adam"'
             )
         matrices = [p for p in model.parameters() if p.ndim == 2]
         others = [p for p in model.parameters() if p.ndim != 2]
         if not matrices:
-            raise ValueError('train.optimizer "muon" needs a model with dense layers; this one has none: take "adam"')
+            raise ValueError('train.optimizer "muon" needs a model with dense layers; this one has none: use "adam"')
         muon = torch.optim.Muon(matrices, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
         adamw = torch.optim.AdamW(others, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
         self._parts: dict[str, Optimizer] = {"muon": muon, "adamw": adamw}

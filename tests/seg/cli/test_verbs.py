@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -52,13 +52,19 @@ def python(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path})
 
 
+def cpu_seconds_of_children():
+    """Processor time of the processes that have ended: on a busy machine the clock on the wall says little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_immediate():
-    began = [time.perf_counter()]
+    used = [cpu_seconds_of_children()]
     for _ in range(3):
         output = python("-m", "ncaseg", "--help").stdout
-        began.append(time.perf_counter())
+        used.append(cpu_seconds_of_children())
     assert all(verb in output for verb in ("train", "predict", "evaluate", "demo", "doctor"))
-    assert min(after - before for before, after in zip(began, began[1:], strict=False)) < 0.3
+    assert min(after - before for before, after in zip(used, used[1:], strict=False)) < 0.3
 
 
 @pytest.mark.parametrize("verb", ["train", "folds", "predict", "evaluate", "qc", "reproduce", "demo", "doctor"])
@@ -170,7 +176,7 @@ def test_interruption_says_how_to_go_on(model, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("ncaseg.inference.files.predict_path", interrupt)
     assert run("predict", model, tmp_path / "scan.nii", "-o", tmp_path / "seg.nii") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "rerun the same command to resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by_folders", [False, True])

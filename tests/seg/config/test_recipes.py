@@ -110,6 +110,15 @@ def test_hippocampus_set_ups_are_the_published_ones(name, steps, batch, epochs):
     assert (cfg.train.lr, cfg.train.lr_decay, cfg.train.optimizer) == (1.6e-3, 0.9999, "adam")
 
 
+def test_isic_model_is_small_and_its_coarsest_level_sees_all_of_both_grids():
+    cfg = config.load_recipe("isic-4level")
+    assert sum(p.numel() for p in build_model(cfg.model).parameters()) == 47_808
+    for size in (cfg.data.size, cfg.train.small_size):
+        coarsest = working_sizes(size, cfg.model.scales, cfg.model.training_patches)[0]
+        assert cfg.model.steps[0] * (cfg.model.kernel_sizes[0] // 2) >= 2 * max(coarsest)
+    assert cfg.train.small_steps < cfg.train.steps
+
+
 def test_med_nca_slices_pass():
     cfg = config.load_recipe("med-nca", ["model.steps=[2, 2]", "model.channels=4", "model.hidden=4"])
     image = torch.rand(2, 1, 32, 32, 1)

@@ -125,6 +125,22 @@ def test_intensities_by_hand():
     assert torch.equal(A.change_gamma(torch.full((1, 2, 2, 2), 0.3), 2.0), torch.full((1, 2, 2, 2), 0.3))
 
 
+def test_light_leaves_the_target_and_follows_the_seed():
+    cfg = AugmentConfig(cast=1.0, light=1.0, hair=1.0, corners=1.0)
+    image, target, out, moved = run(cfg, 5, volume(3, 20, 24, 1))
+    assert cfg.is_on and torch.equal(moved, target) and not torch.allclose(out, image, atol=0.1)
+    assert torch.equal(out, run(cfg, 5, volume(3, 20, 24, 1))[2])
+    assert not torch.equal(out, run(cfg, 6, volume(3, 20, 24, 1))[2])
+
+
+@pytest.mark.parametrize("name", ["cast", "light", "hair", "corners"])
+def test_each_change_of_light_happens_alone_and_as_often_as_asked(name):
+    image = volume(3, 20, 24, 1) * 0.9 + 0.1
+    cfg = AugmentConfig(**{name: 0.5}, corners_radius=(0.5, 0.8))
+    changed = sum(not torch.equal(run(cfg, seed, image)[2], image) for seed in range(60))
+    assert 18 <= changed <= 42 and cfg.is_on
+
+
 def test_low_resolution_keeps_constants_and_size():
     assert torch.equal(A.lower_resolution(torch.full((1, 5, 4, 1), 0.3), 0.5), torch.full((1, 5, 4, 1), 0.3))
     noise = volume(2, 8, 8, 8)
@@ -144,6 +160,11 @@ def test_low_resolution_keeps_constants_and_size():
         ({"jitter_strengths": (0.4, 0.4, 0.4, 0.6)}, "augment.jitter_strengths must lie in"),
         ({"gamma_exponent": (0.0, 1.0)}, "augment.gamma_exponent must be a range"),
         ({"low_resolution_zoom": (0.5, 2.0)}, "augment.low_resolution_zoom must not exceed 1"),
+        ({"hair": 2.0}, "augment.hair must be a probability"),
+        ({"hair_count": (9, 3)}, "augment.hair_count must be a range"),
+        ({"cast_gain": (0.0, 1.0)}, "augment.cast_gain must be a range"),
+        ({"light_strength": (0.2, 1.4)}, "augment.light_strength must not exceed 1"),
+        ({"corners_radius": (1.2, 0.8)}, "augment.corners_radius must be a range"),
         ({"shift_mm": (0.0, 0.0, -1.0)}, "augment.shift_mm must not be negative"),
     ],
 )

@@ -1,5 +1,6 @@
 """Case to arrays: the normalisation by hand, the geometry, and every broken file by name."""
 
+import gzip
 import os
 import tracemalloc
 from pathlib import Path
@@ -237,6 +238,86 @@ def test_unreadable_files_are_named(tmp_path, image, label):
     case.label.unlink()
     with pytest.raises(FileNotFoundError, match="label.nii.gz"):
         load_case(case, WIDE)
+
+
+@pytest.mark.parametrize("offset", [2**24, 10**9, 2**40, -(2**50)])
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_differences_beside_a_large_offset_are_kept(tmp_path, offset, dtype):
+    small = np.random.default_rng(0).integers(0, 100, SIZE)
+    plain = load_case(write_case(tmp_path, small.astype(np.int16)), WIDE).image
+    moved = (small + offset).astype(dtype)
+    nib.save(nib.Nifti1Image(moved, AFFINE, dtype=moved.dtype), tmp_path / "image.nii.gz")
+    np.testing.assert_array_equal(load_case(Case("c", tmp_path / "image.nii.gz", None), WIDE).image, plain)
+    stored = DataConfig(intensity="stored")
+    with pytest.raises(
+        ValueError, match=r'image.nii.gz has differences that float32 loses; set data.intensity="percent'
+    ):
+        load_case(Case("c", tmp_path / "image.nii.gz", None), stored)
+
+
+def test_an_outlier_does_not_hide_the_differences(tmp_path):
+    small = np.random.default_rng(0).integers(0, 100, SIZE)
+    moved = (small + 10**9).astype(np.int32)
+    moved[0, 0, 0] = 0
+    volume = load_case(write_case(tmp_path, moved), DataConfig(clip_percentiles=(5.0, 95.0))).image[0]
+    low, high = np.percentile(moved.astype(np.float64), (5.0, 95.0))
+    np.testing.assert_allclose(volume, (np.clip(moved, low, high) - low) / (high - low), atol=1e-6)
+
+
+def test_further_volumes_are_left_out_only_when_told(tmp_path, image):
+    series = np.stack([image, image + 1, image[::-1]], axis=-1)
+    with pytest.raises(ValueError, match=r"image.nii.gz has 3 channels .*volumes of a series.*data.drop_channels=true"):
+        load_case(write_case(tmp_path, series), WIDE)
+    assert load_case(write_case(tmp_path, series), DataConfig(drop_channels=True)).image.shape == (1, *SIZE)
+    same = np.stack([image, image], axis=-1)
+    assert load_case(write_case(tmp_path, same), WIDE).image.shape == (1, *SIZE)
+
+
+def test_channels_in_files_of_their_own(tmp_path, image):
+    paths = [tmp_path / f"c_000{i}.nii.gz" for i in range(2)]
+    for path, voxels in zip(paths, (image, image[::-1]), strict=True):
+        nib.save(nib.Nifti1Image(voxels, AFFINE), path)
+    both = DataConfig(modalities=(0, 1), clip_percentiles=(0.0, 100.0))
+    volume = load_case(Case("c", paths[0], None, (paths[1],)), both)
+    np.testing.assert_array_equal(
+        volume.image, load_case(write_case(tmp_path, np.stack([image, image[::-1]], -1)), both).image
+    )
+    nib.save(nib.Nifti1Image(image[1:], AFFINE), paths[1])
+    with pytest.raises(ValueError, match=r"c_0001.nii.gz must have the cells of .*c_0000.nii.gz"):
+        load_case(Case("c", paths[0], None, (paths[1],)), both)
+
+
+def test_label_without_geometry_is_not_to_be_resampled(tmp_path, image, label):
+    case = write_case(tmp_path, image, label)
+    raw = bytearray(gzip.decompress(case.label.read_bytes()))
+    raw[252:256] = bytes(4)  # the codes of qform and sform
+    case.label.write_bytes(gzip.compress(bytes(raw)))
+    with pytest.raises(
+        ValueError, match=r"label.nii.gz has no geometry.*copy that one's header into it; do not resample"
+    ):
+        load_case(case, WIDE)
+
+
+@pytest.mark.parametrize("label_too", [False, True])
+def test_memory_is_bounded_by_the_header(tmp_path, image, label_too):
+    """A file of a few kB that holds gigabytes of zeros."""
+    sizes = (1500, 1500, 1500)
+    header = nib.Nifti1Header()
+    header.set_data_shape(sizes)
+    header.set_data_dtype(np.int16)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    case = write_case(tmp_path, image, image.astype(np.uint8) * 0)
+    target = case.label if label_too else case.image
+    target.write_bytes(gzip.compress(header.binaryblock + bytes(4) + bytes(10**6)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"would take .* GB of memory to read .*data.max_read_gb allows 4"):
+        load_case(case, WIDE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+    fine = write_case(tmp_path, image, np.zeros(SIZE, np.uint8))
+    with pytest.raises(ValueError, match="data.max_read_gb allows 1e-06"):
+        load_case(fine, DataConfig(max_read_gb=1e-6))
 
 
 @pytest.mark.data

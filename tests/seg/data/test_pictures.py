@@ -1,8 +1,12 @@
 """Pictures as volumes of one slice: layouts, masks, colours, sizes, and the synthetic lesions."""
 
 import os
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +14,7 @@ from PIL import Image
 from ncaseg import config
 from ncaseg.data import pictures
 from ncaseg.data.dataset import CaseStore, load_case
+from ncaseg.data.formats.picture import Picture
 from ncaseg.data.index import Case, find_cases
 from ncaseg.data.lesions import make_lesion, write_lesions
 from ncaseg.data.resample import resize_image, resize_mask
@@ -115,9 +120,9 @@ def test_what_is_no_picture_is_named(tmp_path):
     with pytest.raises(FileNotFoundError):
         pictures.open_picture(tmp_path / "none.png")
     with pytest.raises(ValueError, match="m.jpg"):
-        pictures.save_mask(tmp_path / "m.jpg", np.zeros((2, 2, 1)))
+        Picture().write(tmp_path / "m.jpg", np.zeros((2, 2, 1)), np.eye(4), nib.Nifti1Header())
     with pytest.raises(ValueError, match="labels must have shape"):
-        pictures.save_mask(tmp_path / "m.png", np.zeros((2, 2, 3)))
+        Picture().write(tmp_path / "m.png", np.zeros((2, 2, 3)), np.eye(4), nib.Nifti1Header())
 
 
 def test_grey_and_palette_pictures(tmp_path):
@@ -154,6 +159,22 @@ def test_batches_of_pictures_are_augmented_together(tmp_path):
     assert np.array_equal(target[1, 0].numpy(), volume.label[::-1])
 
 
+def test_the_first_steps_may_work_on_fewer_cells(tmp_path):
+    cases = find_cases(write_lesions(tmp_path, 2, size=(64, 64)))
+    cfg = config.load_recipe(RECIPE, ["train.small_steps=3", "train.small_size=[32, 16, 0]"])
+    store, ids = CaseStore(cases, cfg.data), tuple(case.id for case in cases)
+    image, target = load_batch(store, ids, cfg, 2, 0)
+    assert image.shape == (2, 3, 32, 16, 1) and target.shape == (2, 1, 32, 16, 1)
+    full, mask = load_batch(store, ids, cfg, 3, 0)
+    assert full.shape == (2, 3, 64, 64, 1)
+    assert image.mean().item() == pytest.approx(full.mean().item(), abs=0.01)
+    assert set(target.unique().tolist()) == {0, 1}
+    assert target.mean().item() == pytest.approx(mask.mean().item(), abs=0.02)
+    for wrong in (["train.small_steps=3"], ["train.small_size=[8, 8, 1]"]):
+        with pytest.raises(ValueError, match=r"train.small_size must be three sizes with train.small_steps"):
+            config.load_recipe(RECIPE, wrong)
+
+
 @pytest.mark.data
 def test_isic_is_found_and_read():
     folder = Path(os.environ["NCASEG_DATA"]) / "ISIC2017"
@@ -167,6 +188,17 @@ def test_isic_is_found_and_read():
         assert 0.05 < volume.image.mean() < 0.95 and volume.image.min() >= 0 and volume.image.max() <= 1
 
 
+def test_a_picture_is_loaded_with_its_light_corrected(tmp_path):
+    picture = np.random.default_rng(1).integers(20, 120, (8, 6, 3)).astype(np.uint8)
+    dim = np.round(picture * (0.9, 0.5, 0.7)).astype(np.uint8)
+    cfg = config.load_recipe(RECIPE, ["data.intensity=shades_of_gray", "data.size=[]"]).data
+    full, faint = (
+        load_case(Case(n, save(tmp_path / f"{n}.png", p), None), cfg) for n, p in (("a", picture), ("b", dim))
+    )
+    np.testing.assert_allclose(full.image, faint.image, atol=0.02)  # 8 bits
+    assert full.image.max() <= 1 and full.image.mean() > picture.mean() / 255
+
+
 def test_the_intensity_of_the_file_needs_no_second_clipping():
     with pytest.raises(ValueError, match="data.clip_again must be false"):
         config.load_recipe(RECIPE, [STORED, "data.clip_again=true"])
@@ -174,3 +206,143 @@ def test_the_intensity_of_the_file_needs_no_second_clipping():
         config.load_recipe(RECIPE, ["data.resample=lanczos"])
     with pytest.raises(ValueError, match="data.intensity must be one of"):
         config.load_recipe(RECIPE, ["data.intensity=raw"])
+
+
+def values_of(path):
+    """What a picture is read as ``[rows, columns]`` or ``[rows, columns, colours]``, 1 for white."""
+    return np.asarray(pictures.open_picture(path).dataobj).squeeze(2).squeeze()
+
+
+def test_sixteen_bits_and_fractions_keep_every_level(tmp_path):
+    levels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    for name in ("x.png", "x.tif"):
+        np.testing.assert_array_equal(values_of(save(tmp_path / name, levels)), (levels / 65535).astype(np.float32))
+    shares = levels.astype(np.float32) / 65535
+    np.testing.assert_array_equal(values_of(save(tmp_path / "f.tif", shares)), shares)
+    grey = (levels // 256).astype(np.uint8)
+    wide = load_case(Case("w", save(tmp_path / "w.png", grey.astype(np.uint16) * 257), None), grey_config())
+    narrow = load_case(Case("n", save(tmp_path / "n.png", grey), None), grey_config())
+    np.testing.assert_allclose(wide.image, narrow.image, atol=1e-6)
+
+
+def grey_config(*, intensity="stored", **settings):
+    return config.DataConfig(intensity=intensity, **settings)
+
+
+def test_white_is_asked_for_where_the_file_does_not_say_it(tmp_path):
+    twelve = Case("x", save(tmp_path / "x.png", np.arange(4096, dtype=np.uint16).reshape(64, 64)), None)
+    with pytest.raises(
+        ValueError, match=r"x.png must say what is white.*\[0, 4095\] of 16 bits. Set data.white, to 4095"
+    ):
+        load_case(twelve, grey_config())
+    assert load_case(twelve, grey_config(white=4095.0)).image.max() == 1.0
+    assert load_case(twelve, grey_config(intensity="percentiles")).image.max() == 1.0
+    large = Case("f", save(tmp_path / "f.tif", np.linspace(-5, 300, 12).reshape(3, 4).astype(np.float32)), None)
+    with pytest.raises(ValueError, match=r"f.tif must say what is white"):
+        load_case(large, grey_config())
+    assert load_case(large, grey_config(white=300.0)).image.max() == 1.0
+
+
+def test_grey_stands_for_three_colours_and_colours_for_one_where_they_are_equal(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (5, 6), dtype=np.uint8)
+    volume = load_case(Case("g", save(tmp_path / "g.png", grey), None), grey_config(modalities=(0, 1, 2)))
+    assert volume.image.shape[0] == 3 and (volume.image == volume.image[:1]).all()
+    three = save(tmp_path / "t.png", np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(load_case(Case("t", three, None), grey_config()).image, volume.image[:1])
+    colours = save(tmp_path / "c.png", np.stack([grey, grey, grey // 2], -1))
+    with pytest.raises(ValueError, match=r"c.png has 3 channels .*data.drop_channels=true"):
+        load_case(Case("c", colours, None), grey_config())
+    assert load_case(Case("c", colours, None), grey_config(drop_channels=True)).image.shape[0] == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+def test_a_picture_is_what_a_viewer_shows(tmp_path, orientation, suffix):
+    stored = np.zeros((32, 48), np.uint8)
+    stored[:8, :16] = 255  # whole blocks of JPEG
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / f"x.{suffix}", exif=exif.tobytes())
+    # The standard's table: where the first row and the first column of the file belong.
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.T,
+        6: stored.T[:, ::-1],
+        7: stored.T[::-1, ::-1],
+        8: stored.T[::-1],
+    }[orientation]
+    shown = values_of(tmp_path / f"x.{suffix}")
+    np.testing.assert_allclose(shown, upright / 255, atol=0.02)
+    assert Picture().open(tmp_path / f"x.{suffix}").size == (*upright.shape, 1)
+    (tmp_path / "m").mkdir()
+    Image.fromarray(stored).save(tmp_path / "m" / "x.png", exif=exif.tobytes())
+    mask = pictures.open_mask(tmp_path / "m" / "x.png", (1,))
+    np.testing.assert_array_equal(np.asarray(mask.dataobj)[..., 0], upright > 127)
+
+
+def test_what_would_be_lost_is_refused(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (5, 6), dtype=np.uint8)
+    pages = [Image.fromarray(grey), Image.fromarray(grey // 2)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "film.png", save_all=True, append_images=pages[1:])
+    for name in ("pages.tif", "film.png"):
+        with pytest.raises(ValueError, match=f"{name} must hold one picture; it holds 2 pages"):
+            pictures.open_picture(tmp_path / name)
+    glass = Image.fromarray(np.stack([grey] * 3 + [grey], -1))
+    glass.save(tmp_path / "glass.png")
+    with pytest.raises(ValueError, match=r"glass.png is transparent in"):
+        pictures.open_picture(tmp_path / "glass.png")
+    opaque = Image.fromarray(np.stack([grey] * 3 + [grey * 0 + 255], -1))
+    opaque.save(tmp_path / "opaque.png")
+    np.testing.assert_array_equal(values_of(tmp_path / "opaque.png")[..., 0], (grey / 255).astype(np.float32))
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def test_sixteen_bits_per_colour_are_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (4, 5, 3), dtype=np.uint16).astype(">u2")
+    lines = b"".join(b"\0" + row.tobytes() for row in pixels)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0))
+    whole = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"x.png has 16 bits per colour, of which only 8 are read"):
+        pictures.open_picture(tmp_path / "x.png")
+
+
+def test_damaged_and_foreign_pictures_are_named(tmp_path):
+    path = save(tmp_path / "x.png", np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8))
+    whole = path.read_bytes()
+    place = whole.index(b"IDAT") + 40
+    for content in (
+        whole[:place],
+        whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :],
+        whole[:20],
+        b"",
+        b"BM",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x.png must be a readable picture"):
+            pictures.open_picture(path)
+    # Encapsulated PostScript: Pillow would start Ghostscript on it.
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match=r"x.png must be a readable picture: PNG, JPEG, BMP or TIFF by its content"):
+        pictures.open_picture(path)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "g.gif")
+    (tmp_path / "g.gif").rename(tmp_path / "g.png")
+    with pytest.raises(ValueError, match=r"g.png must be a readable picture: PNG"):
+        pictures.open_picture(tmp_path / "g.png")
+
+
+def test_a_picture_that_takes_too_much_memory_is_refused_by_its_header(tmp_path):
+    Image.new("1", (14000, 14000)).save(tmp_path / "big.png")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"big.png would take .* GB of memory .*data.max_read_gb allows 4"):
+        load_case(Case("b", tmp_path / "big.png", None), grey_config(modalities=(0, 1, 2)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6

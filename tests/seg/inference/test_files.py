@@ -10,6 +10,7 @@ from seg.tiny import tiny_config, tiny_model, write_scan
 
 from ncaseg.checkpoint.model import save_model
 from ncaseg.data.dataset import load_case
+from ncaseg.data.formats.nifti import Nifti
 from ncaseg.data.index import Case
 from ncaseg.inference import case as case_module
 from ncaseg.inference.case import answer, labels_of
@@ -225,11 +226,11 @@ def test_failed_write_leaves_the_old_file(tmp_path, volume, monkeypatch):
     path = tmp_path / "seg.nii"
     path.write_bytes(b"old")
 
-    def fail(image, target):
+    def fail(self, target, *_):
         target.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(nib, "save", fail)
+    monkeypatch.setattr(Nifti, "write", fail)
     with pytest.raises(OSError, match="disk full"):
         save_labels(path, np.zeros((7, 9, 6), np.uint8), volume)
     assert path.read_bytes() == b"old"

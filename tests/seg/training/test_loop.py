@@ -15,13 +15,14 @@ import torch
 from seg.tiny import task_of
 
 from ncaseg import config
-from ncaseg.checkpoint.model import load_model, load_state
+from ncaseg.checkpoint.model import load_model, load_state, save_model
 from ncaseg.data.dataset import CaseStore
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import Split, load_split, save_split
 from ncaseg.evaluation.cases import score_cases
 from ncaseg.evaluation.result import METRICS
+from ncaseg.models import build_model
 from ncaseg.streams import FIRE, stream
 from ncaseg.training import batches, loop
 from ncaseg.training.batches import load_batch, load_sample
@@ -69,7 +70,7 @@ def rows_without_time(run):
 def test_run_folder_holds_everything(data, tmp_path):
     cfg = tiny("train.steps=3", "train.validate_every=2")
     assert loop.train(cfg, data, tmp_path / "run") == tmp_path / "run" / "model.safetensors"
-    names = ["log.csv", "log.jsonl", "model.safetensors", "recipe.toml", "split.json", "state.pt"]
+    names = [".lock", "log.csv", "log.jsonl", "model.safetensors", "recipe.toml", "split.json", "state.pt"]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == names
     assert config.load_recipe(tmp_path / "run" / "recipe.toml") == cfg
     rows = read_rows(tmp_path / "run" / "log.jsonl")
@@ -228,12 +229,56 @@ def test_batch_without_foreground_takes_no_step(data, tmp_path, monkeypatch):
     assert [row["lr"] for row in read_rows(tmp_path / "log.jsonl")] == [3.2e-3] * 2
 
 
-def test_not_finite_loss_stops_with_the_last_good_state(data, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"stopped at step \d+: loss .*, gradient norm .*, lr .*state.pt"):
+def test_divergence_before_the_first_checkpoint_saves_nothing(data, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"stopped at step \d+: loss .*, gradient norm .*, lr .*no good state"):
         loop.train(tiny("train.lr=1e30"), data, tmp_path)
-    state = load_state(tmp_path / "state.pt")
-    assert 1 <= state["step"] < 10 and len(read_rows(tmp_path / "log.jsonl")) == state["step"]
-    assert all(torch.isfinite(tensor).all() for tensor in state["model"].values())
+    assert not list(tmp_path.glob("*.pt")) and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("every", "kept"), [(3, 3), (1, 4)], ids=["the-last", "the-one-before"])
+def test_divergence_keeps_the_last_state_that_a_finite_step_followed(data, tmp_path, monkeypatch, every, kept):
+    """Weights of step 5 give no finite loss, whether or not they have been saved."""
+    real = Segmentation.batch_loss
+
+    def diverging(self, image, target, step, number):
+        loss, parts = real(self, image, target, step, number)
+        return (loss * torch.nan if step == 5 else loss), parts
+
+    cfg = tiny(f"train.checkpoint_every={every}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmentation, "batch_loss", diverging)
+        with pytest.raises(FloatingPointError, match=rf"stopped at step 5: .* of step {kept}, is in .*state.pt"):
+            loop.train(cfg, data, tmp_path / "run")
+    assert load_state(tmp_path / "run" / "state.pt")["step"] == kept
+    loop.train(cfg, data, tmp_path / "run")
+    loop.train(cfg, data, tmp_path / "whole")
+    states = [load_state(tmp_path / name / "state.pt") for name in ("whole", "run")]
+    assert same_state(*states)
+
+
+def test_a_model_without_its_state_is_not_replaced(data, tmp_path):
+    loop.train(tiny("train.steps=2"), data, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "state.pt").unlink()
+    with pytest.raises(ValueError, match=r"model.safetensors has no state.pt beside it"):
+        loop.train(tiny("train.steps=2"), data, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "older"])
+def test_a_model_that_does_not_belong_to_the_state_is_written_again(data, tmp_path, damage):
+    """A run killed between the two files, or a result that was deleted."""
+    loop.train(tiny("train.steps=2"), data, tmp_path)
+    path = tmp_path / "model.safetensors"
+    before = dict(load_model(path)[0].state_dict())
+    if damage == "missing":
+        path.unlink()
+    else:
+        _, cfg, _ = load_model(path)
+        save_model(path, build_model(cfg.model, cfg.cdal), cfg, {"step": "1"})
+    loop.train(tiny("train.steps=2"), data, tmp_path)
+    model, _, metadata = load_model(path)
+    assert metadata["step"] == "2" and same_state(dict(model.state_dict()), before)
 
 
 def test_validation_labels_are_not_read_by_training(data, tmp_path):

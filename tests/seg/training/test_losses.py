@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ncaseg.training import losses
-from ncaseg.training.losses import LOSSES, dice_bce, dice_focal, m3d_upstream
+from ncaseg.training.losses import LOSSES, dice_bce, dice_focal, m3d_upstream, sample_dice_bce
 
 LOGITS = torch.tensor([[-2.0, 0.5, 1.5, -0.3], [3.0, -1.0, 0.0, 2.2]], dtype=torch.float64)
 TARGET = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 1]], dtype=torch.float64)
@@ -48,8 +48,17 @@ def test_upstream_focal_is_cross_entropy_for_real_volumes():
 def test_weights_apply_to_the_two_parts(name):
     x, t = volumes(LOGITS), volumes(TARGET)
     dice, term = (LOSSES[name](x, t, weights=weights).item() for weights in ((1.0, 0.0), (0.0, 1.0)))
-    assert dice == pytest.approx(0.190528, abs=1e-6)
+    alone = (0.221644, 0.138325)  # of the two samples, by hand
+    assert dice == pytest.approx(sum(alone) / 2 if name == "sample_dice_bce" else 0.190528, abs=1e-6)
     assert LOSSES[name](x, t, weights=(1.5, 0.5)).item() == pytest.approx(1.5 * dice + 0.5 * term, rel=1e-9)
+
+
+def test_dice_per_sample_is_the_mean_of_the_samples_own():
+    x, t = volumes(LOGITS), volumes(TARGET)
+    only_dice = {"weights": (1.0, 0.0)}
+    alone = [dice_bce(x[i : i + 1], t[i : i + 1], **only_dice).item() for i in range(2)]
+    assert sample_dice_bce(x, t, **only_dice).item() == pytest.approx(sum(alone) / 2, abs=1e-12)
+    assert sample_dice_bce(x, t, weights=(0.0, 1.0)).item() == dice_bce(x, t, weights=(0.0, 1.0)).item()
 
 
 @pytest.mark.parametrize("name", LOSSES)

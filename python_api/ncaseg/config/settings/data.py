@@ -14,9 +14,10 @@ class DataConfig:
     keeps the native size of an axis), reached by zeros at the end of each axis (``fit`` "pad") or by interpolation
     ("resize"); ``clip_again`` repeats clip and min-max after that, as M3D-NCA does.
     ``intensity`` "percentiles" clips each channel and maps it to [0, 1]; "stored" takes the numbers of the file
-    (pictures: 0..1). ``resample`` is how an image is resized: "bicubic", M3D-NCA's, or "area", bilinear with a filter
-    as wide as the cells, for pictures that shrink a lot. At last ``mean`` is subtracted from each channel, which is
-    then divided by ``std`` (both empty: neither).
+    (pictures: 0..1); "shades_of_gray" takes them with the colour and strength of the light divided out, see
+    :func:`ncaseg.data.standard.shades_of_gray`. ``resample`` is how an image is resized: "bicubic", M3D-NCA's, or
+    "area", bilinear with a filter as wide as the cells, for pictures that shrink a lot. At last ``mean`` is subtracted
+    from each channel, which is then divided by ``std`` (both empty: neither).
     Training takes ``crops`` random boxes of ``crop`` cells from every case (empty: whole cases; 0 takes the whole
     axis), anywhere (``crop_places`` "uniform") or centred on foreground and background in turn of a fair coin
     ("balanced"). Where a case is smaller than the box its border is repeated.
@@ -60,10 +61,10 @@ class DataConfig:
         require(len(self.size) in (0, 3), "data.size", "be empty (native size) or three sizes", self.size)
         require(all(s >= 0 for s in self.size), "data.size", "not be negative", self.size)
         require_one_of("data.fit", self.fit, ("pad", "resize"))
-        require_one_of("data.intensity", self.intensity, ("percentiles", "stored"))
+        require_one_of("data.intensity", self.intensity, ("percentiles", "stored", "shades_of_gray"))
         require_one_of("data.resample", self.resample, ("bicubic", "area"))
         clips = self.intensity == "percentiles" or not self.clip_again
-        require(clips, "data.clip_again", 'be false with data.intensity "stored"', self.clip_again)
+        require(clips, "data.clip_again", f'be false with data.intensity "{self.intensity}"', self.clip_again)
         self._check_standard()
         require(len(self.crop) in (0, 3), "data.crop", "be empty (whole cases) or three sizes", self.crop)
         require(all(s >= 0 for s in self.crop), "data.crop", "not be negative", self.crop)
@@ -98,10 +99,13 @@ class AugmentConfig:
     factor from ``scale`` and shifts by up to ``shift_mm``; labels move by nearest neighbour; what comes from outside
     repeats the border (``fill`` "border") or is 0, in image and label ("zeros"). ``jitter`` changes brightness,
     contrast, saturation and hue of a picture, in random order, by up to ``jitter_strengths``: see
-    :func:`ncaseg.data.jitter.jitter`. Then follow Gaussian noise, blur (sigma in cells; each channel with probability
-    ``blur_channel``), brightness (a factor), contrast (a factor about the mean, within the old range), gamma (an
-    exponent on [0, 1]) and a loss of resolution (nearest sampling at ``low_resolution_zoom`` of the cells). Ranges are
-    drawn from uniformly, once per case and step. All of this happens before ``data.mean`` and ``data.std``.
+    :func:`ncaseg.data.jitter.jitter`. For pictures are as well a ``cast`` of colour (a factor per channel), ``light``
+    that falls off along a direction (by so much of itself), ``hair`` (so many lines) and dark ``corners`` (outside an
+    ellipse of such a radius, in half sides): see :mod:`ncaseg.data.light`. Then follow Gaussian noise, blur (sigma in
+    cells; each channel with probability ``blur_channel``), brightness (a factor), contrast (a factor about the mean,
+    within the old range), gamma (an exponent on [0, 1]) and a loss of resolution (nearest sampling at
+    ``low_resolution_zoom`` of the cells). Ranges are drawn from uniformly, once per case and step. All of this happens
+    before ``data.mean`` and ``data.std``.
     """
 
     flip: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -112,6 +116,14 @@ class AugmentConfig:
     fill: str = "border"
     jitter: float = 0.0
     jitter_strengths: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    cast: float = 0.0
+    cast_gain: tuple[float, float] = (0.8, 1.2)
+    light: float = 0.0
+    light_strength: tuple[float, float] = (0.1, 0.4)
+    hair: float = 0.0
+    hair_count: tuple[int, int] = (3, 20)
+    corners: float = 0.0
+    corners_radius: tuple[float, float] = (0.9, 1.3)
     noise: float = 0.0
     noise_std: tuple[float, float] = (0.0, 0.1)
     blur: float = 0.0
@@ -128,7 +140,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         once = ("affine", "jitter", "noise", "blur", "blur_channel", "brightness", "contrast", "gamma")
-        for name in (*once, "low_resolution"):
+        for name in (*once, "low_resolution", "cast", "light", "hair", "corners"):
             require(0.0 <= getattr(self, name) <= 1.0, f"augment.{name}", "be a probability", getattr(self, name))
         require(all(0.0 <= p <= 1.0 for p in self.flip), "augment.flip", "be probabilities", self.flip)
         require_one_of("augment.fill", self.fill, ("border", "zeros"))
@@ -146,6 +158,10 @@ class AugmentConfig:
             "contrast_factor",
             "gamma_exponent",
             "low_resolution_zoom",
+            "cast_gain",
+            "light_strength",
+            "hair_count",
+            "corners_radius",
         )
         for name in (*positive, "noise_std"):
             low, high = getattr(self, name)
@@ -154,10 +170,12 @@ class AugmentConfig:
         require(
             self.low_resolution_zoom[1] <= 1.0, "augment.low_resolution_zoom", "not exceed 1", self.low_resolution_zoom
         )
+        require(self.light_strength[1] <= 1.0, "augment.light_strength", "not exceed 1", self.light_strength)
 
     @property
     def is_on(self) -> bool:
         """Whether anything can happen at all."""
         places = (*self.flip, self.affine)
         colours = (self.jitter, self.noise, self.blur, self.brightness, self.contrast, self.gamma, self.low_resolution)
-        return any(p > 0.0 for p in (*places, *colours))
+        lights = (self.cast, self.light, self.hair, self.corners)
+        return any(p > 0.0 for p in (*places, *colours, *lights))

@@ -19,6 +19,8 @@ class TrainConfig:
     out channels without foreground in the batch, and the optimiser step where none is left.
     With probability ``foreground_crops`` the patches of a sample are drawn around a voxel of its foreground.
     ``slices`` takes so many random slices of each volume instead of the whole (with ``model.ndim`` 2).
+    The first ``small_steps`` steps work on batches that are resized to ``small_size`` (0 keeps an axis): automata
+    learn on few cells, cheaply, what then serves on many.
     ``precision`` "bfloat16" runs convolutions and dense layers of plain PyTorch in that format (autocast); the automata
     compute in float32 all the same.
     0 turns off ``grad_clip`` and ``validate_every``; a checkpoint is written every ``checkpoint_every`` steps (0: not)
@@ -45,6 +47,8 @@ class TrainConfig:
     focal_gamma: float = 2.0
     foreground_crops: float = 0.0
     slices: int = 0
+    small_steps: int = 0
+    small_size: tuple[int, ...] = ()
     schedule: str = "constant"
     lr_interval: str = "step"
     lr_decay: float = 0.9999
@@ -71,6 +75,7 @@ class TrainConfig:
             "validate_every",
             "ema_start",
             "slices",
+            "small_steps",
         ):
             require(getattr(self, name) >= 0, f"train.{name}", "not be negative", getattr(self, name))
         require(self.lr > 0, "train.lr", "be positive", self.lr)
@@ -79,9 +84,11 @@ class TrainConfig:
             require(getattr(self, name) >= 0.0, f"train.{name}", "not be negative", getattr(self, name))
         require(min(self.loss_weights) >= 0.0, "train.loss_weights", "not be negative", self.loss_weights)
         require(0.0 <= self.foreground_crops <= 1.0, "train.foreground_crops", "lie in [0, 1]", self.foreground_crops)
+        fits = len(self.small_size) == 3 * (self.small_steps > 0) and all(s >= 0 for s in self.small_size)
+        require(fits, "train.small_size", "be three sizes with train.small_steps, empty without", self.small_size)
         require_one_of("train.precision", self.precision, ("float32", "bfloat16"))
         require_one_of("train.optimizer", self.optimizer, ("adam", "adamw", "muon"))
-        require_one_of("train.loss", self.loss, ("dice_bce", "m3d_upstream", "dice_focal"))
+        require_one_of("train.loss", self.loss, ("dice_bce", "m3d_upstream", "dice_focal", "sample_dice_bce"))
         require_one_of("train.lr_interval", self.lr_interval, ("step", "epoch"))
         require_one_of("train.schedule", self.schedule, ("constant", "exponential", "cosine"))
         require(0.0 <= self.ema_decay < 1.0, "train.ema_decay", "lie in [0, 1)", self.ema_decay)

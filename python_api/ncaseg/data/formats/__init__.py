@@ -34,3 +34,8 @@ def suffixes() -> str:
     """All suffixes, for messages."""
     known = [suffix for form in FORMATS for suffix in form.suffixes]
     return f"{', '.join(known[:-1])} or {known[-1]}"
+
+
+def is_picture(path: str | Path) -> bool:
+    """Whether the name is that of a picture."""
+    return isinstance(find_format(path), Picture)

@@ -87,6 +87,7 @@ class Format(ABC):
 
     name: str  # "NIfTI file"
     suffixes: tuple[str, ...]  # in lower case, the longest first
+    written: tuple[str, ...]  # those that segmentations may have
 
     @abstractmethod
     def open(self, path: Path) -> Scan:
@@ -105,8 +106,8 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def write(self, path: Path, voxels: np.ndarray, like: Scan | None) -> None:
-        """Write ``[X, Y, Z]`` in the geometry of ``like`` to exactly this path, whatever its suffix.
+    def write(self, path: Path, voxels: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> None:
+        """Write ``[X, Y, Z]`` in this geometry to exactly this path.
 
         Raises:
             ValueError: the format cannot hold these.

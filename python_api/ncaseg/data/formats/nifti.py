@@ -28,7 +28,7 @@ class Nifti(Format):
     """NIfTI by nibabel, which is given an open file, so that neither its guesses by name nor other openers matter."""
 
     name = "NIfTI file"
-    suffixes = (".nii.gz", ".nii")
+    suffixes = written = (".nii.gz", ".nii")
 
     def open(self, path: Path) -> Scan:
         with reading(path, self.name), _opened(path) as file:
@@ -41,8 +41,8 @@ class Nifti(Format):
             _check_rest(path, file, values.nbytes)
         return found.scan, values
 
-    def write(self, path: Path, voxels: np.ndarray, like: Scan | None) -> None:
-        header, affine = (nib.Nifti1Header(), np.eye(4)) if like is None else (like.header.copy(), like.affine)
+    def write(self, path: Path, voxels: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> None:
+        header = header.copy()
         header.set_data_dtype(voxels.dtype)
         header["cal_min"] = header["cal_max"] = 0  # the display range is that of the scan
         kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image

@@ -36,6 +36,7 @@ class Picture(Format):
 
     name = "picture"
     suffixes = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+    written = (".png",)  # JPEG would change the values
 
     def open(self, path: Path) -> Scan:
         with _opened(path) as picture:
@@ -54,8 +55,10 @@ class Picture(Format):
             coded = _decode(picture, bits)
         return scan, coded
 
-    def write(self, path: Path, voxels: np.ndarray, like: Scan | None) -> None:
+    def write(self, path: Path, voxels: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> None:
         """An 8-bit PNG: 0 and 255 where 1 is the only label, else the values."""
+        if not path.name.lower().endswith(self.written):
+            raise ValueError(f"out must end in .png for a picture; got {path.name}")
         if voxels.ndim != 3 or voxels.shape[2] != 1:
             raise ValueError(f"labels must have shape [rows, columns, 1]; got {voxels.shape}")
         grey = voxels[..., 0].astype(np.uint8)
@@ -98,7 +101,8 @@ def _opened(path: Path) -> Iterator[Image]:
         make = next((reader for magic, reader in readers.items() if head.startswith(magic)), None)
         if make is None:
             raise ReadError(f"{path} must be a readable picture: PNG, JPEG, BMP or TIFF by its content; it is none")
-        with make(file, str(path)) as picture:
+        # Without its name: Pillow maps files that have one, and maps turned TIFF with rows and columns exchanged.
+        with make(file) as picture:
             _refuse_what_would_be_lost(path, picture)
             yield picture
 
@@ -142,7 +146,7 @@ def _bits(path: Path, picture: Image) -> int:
 
 def _scan(path: Path, picture: Image) -> Scan:
     columns, rows = picture.size
-    if picture.getexif().get(ORIENTATION) in TURNED:
+    if picture.format != "TIFF" and picture.getexif().get(ORIENTATION) in TURNED:  # Pillow turns TIFF by itself
         columns, rows = rows, columns
     grey = picture.mode in (*WIDE, "1", "L", "LA", "La")
     affine, channels = np.eye(4), 1 if grey else 3

@@ -1,0 +1,109 @@
+"""What the three calls of check.sh run, in the order of what matters most: later items may find no time left."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+
+from benchmarks.gpu.check import CACHES, Item
+
+GPU_TESTS = "tests/kern/test_triton_gpu.py"
+HEADLINE = ("A-256x256x256-n4", "B-320x320x24-n20", "C-1024x1024-n20", "D-1024x1024-n20")
+WORKERS = 12  # that compile tests' kernels at the same time
+CACHE = {
+    "TRITON_CACHE_DIR": f"{{scratch}}/{CACHES}/triton",
+    "TORCHINDUCTOR_CACHE_DIR": f"{{scratch}}/{CACHES}/inductor",
+}
+
+
+def module(name: str, seconds: float, *command: str, is_dry: bool, why_not: str | None = None) -> Item:
+    """An item that runs a module of the benchmarks; dry, with the stand-in for a card."""
+    standin = ("benchmarks.gpu.standin",) if is_dry else ()
+    return Item(name, seconds, (sys.executable, "-m", *standin, *command), environment(), why_not)
+
+
+def tests(name: str, seconds: float, *options: str, is_dry: bool, workers: int = WORKERS) -> Item:
+    """An item that runs tests marked gpu, which skip themselves without a card; their margins go into a file."""
+    shared = ("-n", str(workers)) if workers > 1 and not is_dry and importlib.util.find_spec("xdist") else ()
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *shared, GPU_TESTS)
+    env = environment() | {"NCAKERN_MARGINS": "{scratch}/margins.jsonl"}
+    return Item(name, seconds, (*command, *options), env)
+
+
+def environment() -> dict[str, str]:
+    """Caches in the call's folder unless they are given, as by a cache that was carried along."""
+    return {name: os.environ.get(name, value) for name, value in CACHE.items()}
+
+
+def needs(*programs: str) -> str | None:
+    missing = [name for name in programs if shutil.which(name) is None]
+    return f"{', '.join(missing)} is not on this machine" if missing else None
+
+
+def run_rows(name: str, seconds: float, *options: str, is_dry: bool) -> Item:
+    shared = ("--out", "{scratch}/rows.jsonl", "--page", f"{{scratch}}/{name}.md", "--seconds", "{seconds}")
+    return module(name, seconds, "benchmarks.gpu.run", *shared, *options, is_dry=is_dry)
+
+
+def correctness(*, is_dry: bool) -> list[Item]:
+    rows = ("--cases", *HEADLINE, "--providers", "kernel", "kernel-tf32", "kernel-bf16", "eager", "eager-tf32")
+    margins = ("benchmarks.gpu.margins", "{scratch}/margins.jsonl", "--page", "{scratch}/margins.md")
+    return [
+        module("info", 20, "ncakern.info", is_dry=is_dry),
+        module("smoke", 60, "benchmarks.gpu.small", is_dry=is_dry),
+        tests("tests-match", 150, "-k", "match_float64", is_dry=is_dry),
+        module("margins", 15, *margins, is_dry=is_dry),
+        tests("tests-rest", 70, "-k", "not match_float64 and not offsets", is_dry=is_dry),
+        tests("tests-offsets", 50, "-k", "offsets", is_dry=is_dry, workers=1),
+        run_rows("headline", 80, *rows, is_dry=is_dry),
+        *(sanitized(tool, is_dry=is_dry) for tool in ("memcheck", "racecheck")),
+    ]
+
+
+def sanitized(tool: str, *, is_dry: bool) -> Item:
+    """Two configurations under a tool of compute-sanitizer: without torch's cache, a tensor ends where memory ends."""
+    command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m")
+    env = environment() | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    why_not = "a dry run has no card" if is_dry else needs("compute-sanitizer")
+    return Item(tool, 45, (*command, "benchmarks.gpu.small", "--only", "0", "4"), env, why_not)
+
+
+def speed(*, is_dry: bool) -> list[Item]:
+    kernels = ("benchmarks.gpu.kernels", *HEADLINE, "--page", "{scratch}/kernels.md")
+    sweep = ("--out", "{scratch}/tiles.jsonl", "--seconds", "{seconds}", "--providers", "kernel")
+    plain = ("kernel", "kernel-tf32", "kernel-bf16", "kernel-sqrt", "eager", "eager-tf32")
+    compiled = ("--cases", HEADLINE[0], HEADLINE[2], "--providers", "compile", "compile-tf32")
+    return [
+        module("info", 20, "ncakern.info", is_dry=is_dry),
+        tests("tests", 70, "-k", "match_float64 and (129x67x45 or 255x129)", is_dry=is_dry),
+        run_rows("rows", 160, "--providers", *plain, is_dry=is_dry),
+        module("kernels", 60, *kernels, is_dry=is_dry),
+        run_rows("compiled", 60, *compiled, is_dry=is_dry),
+        module("tiles", 90, "benchmarks.gpu.tune", *sweep, is_dry=is_dry),
+        module("plots", 15, "benchmarks.gpu.plots", "{scratch}/rows.jsonl", "-o", "{scratch}/plots", is_dry=is_dry),
+    ]
+
+
+def training(*, is_dry: bool) -> list[Item]:
+    page = ("--page", "{scratch}/probe-%s.md")
+    probes = [
+        module(f"probe-{name}", seconds, "benchmarks.gpu.train_probe", name, page[0], page[1] % name, is_dry=is_dry)
+        for name, seconds in (("multicbam", 120), ("volume", 60), ("cdal", 60))
+    ]
+    return [module("info", 20, "ncakern.info", is_dry=is_dry), *probes, recipe(is_dry=is_dry)]
+
+
+def recipe(*, is_dry: bool) -> Item:
+    """Training by recipe until time is up, on real volumes where there are some: its run can be resumed elsewhere."""
+    missing = [name for name in ("nibabel", "safetensors", "tqdm") if importlib.util.find_spec(name) is None]
+    why_not = "a dry run trains nothing" if is_dry else f"needs {', '.join(missing)}" if missing else None
+    data = os.environ.get("NCASEG_DATA")
+    name, where = ("m3d-hippocampus-2level", f"{data}/Task04_Hippocampus") if data else ("demo", "{scratch}/phantoms")
+    make = "" if data else f"from ncaseg.data.phantom import write_phantoms; write_phantoms('{where}', 40); "
+    train = f"from ncaseg.cli import main; raise SystemExit(main(['train', '{name}', 'train.device=cuda', "
+    code = make + train + f"'--data', '{where}', '--out', '{{scratch}}/run']))"
+    return Item("recipe", 400, (sys.executable, "-c", code), environment(), why_not)
+
+
+CALLS: dict[str, Callable[..., Sequence[Item]]] = {"1": correctness, "2": speed, "3": training}
