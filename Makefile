@@ -3,6 +3,7 @@
 # make test-long  the rest of them: what takes long and finds little that `make test` does not
 # make test-matrix   all tests on every instruction set, thread count, Python and age of packages that there is
 # make lint       ruff, mypy, clang-format
+# make torture    kills, full disks, long soaks
 # make bench      the rollout against eager PyTorch and torch.compile
 # make sanitize   the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make aarch64    prediction without torch on an emulated aarch64 CPU; tests/seg/aarch64/check.sh says what it needs
@@ -22,7 +23,7 @@ SOURCES   := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/*.inc)
 # Every worker has one thread; a test that is about threads asks for its own.
 PYTEST    := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal -p no:benchmark
 
-.PHONY: demo test test-long test-matrix lint bench sanitize aarch64 clean
+.PHONY: demo test test-long test-matrix torture lint bench sanitize aarch64 clean
 
 demo: $(INSTALLED)
 	$(BIN)/ncaseg demo -o demo
@@ -35,6 +36,9 @@ test-long: $(INSTALLED)
 
 test-matrix: $(INSTALLED)
 	$(BIN)/python tests/matrix.py
+
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/torture/run.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

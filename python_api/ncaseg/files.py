@@ -85,12 +85,15 @@ def check_target(path: str | Path) -> None:
         raise PermissionError(errno.EACCES, "the folder may not be written to", str(folder))
 
 
-def remove_stale(folder: str | Path) -> None:
-    """Remove temporary files that killed processes have left in a folder: those that nobody holds a lock on."""
+def remove_stale(folder: str | Path, young_s: float = YOUNG_S) -> None:
+    """Remove temporary files that killed processes have left in a folder: those that nobody holds a lock on.
+
+    Files younger than ``young_s`` seconds stay.
+    """
     if fcntl is None or not Path(folder).is_dir():
         return
     for path in Path(folder).iterdir():
-        if TEMPORARY.match(path.name) and path.is_file() and not path.is_symlink() and _is_abandoned(path):
+        if TEMPORARY.match(path.name) and path.is_file() and not path.is_symlink() and _is_abandoned(path, young_s):
             path.unlink(missing_ok=True)
 
 
@@ -142,8 +145,8 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _is_abandoned(path: Path) -> bool:
-    if time.time() - path.stat().st_mtime < YOUNG_S:
+def _is_abandoned(path: Path, young_s: float) -> bool:
+    if time.time() - path.stat().st_mtime < young_s:
         return False
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

@@ -126,35 +126,41 @@ def best_weights(model: Segmenter, average: AveragedModel | None) -> Segmenter:
     return average.module
 
 
-@contextmanager
-def claimed(path: Path, cfg: Config, resume: bool) -> Iterator[None]:
-    """Hold a folder for this process; in a used one, insist on the same recipe.
+def check_folder(path: Path, cfg: Config, resume: bool) -> None:
+    """In a used folder, insist on the same recipe; nothing is written.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is False.
-        RuntimeError: another process trains in it.
         ValueError: it holds a run of another recipe.
+    """
+    recipe = path / "recipe.toml"
+    if not recipe.exists() and not (path / "state.pt").exists():
+        return
+    if not resume:
+        raise FileExistsError(f"{path} holds a run; resume it, or choose another folder")
+    if changes := config.differences(config.load_recipe(recipe), cfg):
+        listed = "; ".join(changes)
+        raise ValueError(f"{path} holds a run of another recipe; choose another folder. Differences: {listed}")
+
+
+@contextmanager
+def claimed(path: Path, cfg: Config, split: Split, resume: bool) -> Iterator[None]:
+    """Hold a folder for this process, with recipe and split in it.
+
+    Raises:
+        RuntimeError: another process trains in it.
+        FileExistsError, ValueError: as :func:`check_folder`.
     """
     path.mkdir(parents=True, exist_ok=True)
     with (path / ".lock").open("a+", encoding="utf-8") as lock:
         _lock(lock, path)
-        recipe = path / "recipe.toml"
-        if recipe.exists() or (path / "state.pt").exists():
-            if not resume:
-                raise FileExistsError(f"{path} holds a run; resume it, or choose another folder")
-            changes = config.differences(config.load_recipe(recipe), cfg)
-            if changes:
-                listed = "; ".join(changes)
-                raise ValueError(f"{path} holds a run of another recipe; choose another folder. Differences: {listed}")
+        files.remove_stale(path, young_s=0.0)  # whoever wrote here held the lock
+        check_folder(path, cfg, resume)  # a process that has ended since may have filled it
+        if not (path / "recipe.toml").exists():
+            files.write_text(path / "recipe.toml", config.to_toml(cfg))
+        if not (path / "split.json").exists():
+            save_split(path / "split.json", split)
         yield
-
-
-def write_conditions(path: Path, cfg: Config, split: Split) -> None:
-    """Write recipe and split into a new folder."""
-    if not (path / "recipe.toml").exists():
-        files.write_text(path / "recipe.toml", config.to_toml(cfg))
-    if not (path / "split.json").exists():
-        save_split(path / "split.json", split)
 
 
 def _lock(lock, path: Path) -> None:

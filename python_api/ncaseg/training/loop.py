@@ -26,7 +26,7 @@ from ncaseg.models import build_model
 from ncaseg.models.base import Segmenter
 from ncaseg.streams import WEIGHTS, stream
 from ncaseg.training.batches import draw_batches, steps_per_epoch
-from ncaseg.training.folder import RunFolder, State, best_weights, claimed, find_split, write_conditions
+from ncaseg.training.folder import RunFolder, State, best_weights, check_folder, claimed, find_split
 from ncaseg.training.interrupts import Interrupted, Interrupts, hearing_signals
 from ncaseg.training.logs import Progress, RunLog
 from ncaseg.training.memory import check_memory
@@ -76,12 +76,12 @@ def train(
         task = make_task(cfg, model)
     check_sizes(sizes, task)
     print(check_memory(task, list(sizes.values()), device), file=sys.stderr)
-    with claimed(out, cfg, resume):
-        split = find_split(out / "split.json", cases, cfg, find_groups(data_dir, sizes))
-        volumes = CaseStore(cases, cfg.data)
-        for line in survey(volumes, [*split.train, *split.validation], cfg.data):
-            print(f"note: {line}", file=sys.stderr)
-        write_conditions(out, cfg, split)  # not before the cases were read, which may ask for another recipe
+    check_folder(out, cfg, resume)
+    split = find_split(out / "split.json", cases, cfg, find_groups(data_dir, sizes))
+    volumes = CaseStore(cases, cfg.data)
+    for line in survey(volumes, [*split.train, *split.validation], cfg.data):
+        print(f"note: {line}", file=sys.stderr)
+    with claimed(out, cfg, split, resume):  # not before the cases were read, which may ask for another recipe
         _Run(task, split, volumes, RunFolder(out, split)).finish()
     return out / "model.safetensors"
 
