@@ -167,7 +167,7 @@ def _add_flips(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--flips",
         metavar="AXES",
-        help="members see the image mirrored along these axes in turn: xy, 4 views (default: the model's own; or none)",
+        help="axes along which members see the image mirrored in turn; xy gives 4 views (default: the model's own)",
     )
 
 
