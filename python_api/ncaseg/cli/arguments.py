@@ -42,8 +42,8 @@ def add_evaluate(verb: argparse.ArgumentParser) -> None:
     _add_pairs(verb)
     _add_ensemble(verb, default=10)
     _add_flips(verb)
-    verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
-    verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case here")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write all scores to this file")
+    verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case to this file")
     verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of a run; only its --subset is scored")
     verb.add_argument(
         "--baselines", action="store_true", help="also score what needs no model: all, Otsu, a constant mask"
@@ -54,7 +54,12 @@ def add_evaluate(verb: argparse.ArgumentParser) -> None:
         metavar="N",
         help="also score an ensemble of N (1: a single member), and say what --samples gains over it",
     )
-    verb.add_argument("--subset", choices=("validation", "train"), default="validation", help="default: %(default)s")
+    verb.add_argument(
+        "--subset",
+        choices=("validation", "train"),
+        default="validation",
+        help="which cases of --split to score (default: %(default)s)",
+    )
     verb.add_argument(
         "--empty",
         choices=("one", "zero", "skip"),
@@ -85,7 +90,7 @@ def add_qc(verb: argparse.ArgumentParser) -> None:
     )
     _add_ensemble(verb, default=None)
     verb.add_argument(
-        "--threshold", type=_finite, metavar="T", help="flag cases whose NQM is above (default: calibrated)"
+        "--threshold", type=_finite, metavar="T", help="flag cases whose NQM is above T (default: calibrated)"
     )
     verb.add_argument("--calibrate", type=Path, metavar="DATA", help="fit T on the training cases of --split in DATA")
     verb.add_argument(
@@ -106,7 +111,7 @@ def add_qc(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--inverse", action="store_true", help="regress NQM on Dice instead of Dice on NQM")
     verb.add_argument("--renormalise", action="store_true", help="bring images with artefacts back to [0, 1]")
     verb.add_argument(
-        "--maps", type=Path, metavar="DIR", help="write variance maps (NIfTI) of the inspected cases here"
+        "--maps", type=Path, metavar="DIR", help="write variance maps (NIfTI) of the inspected cases to this folder"
     )
     verb.add_argument("--png", action="store_true", help="with --maps, also draw overlays and triptychs there")
     verb.add_argument("--store", action="store_true", help="keep the fitted threshold in the checkpoint")
@@ -138,7 +143,10 @@ def _add_reading(verb: argparse.ArgumentParser) -> None:
 
 def _add_pairs(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder in the layout of the Decathlon (dataset.json) or of ISIC"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder of the dataset: Decathlon, nnU-Net, ISIC, imagesTr beside labelsTr",
     )
     verb.add_argument("--images", type=Path, metavar="DIR", help="folder of images, instead of --data")
     verb.add_argument("--labels", type=Path, metavar="DIR", help="folder of labels with the images' file names")
@@ -151,7 +159,7 @@ def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None
     verb.add_argument(
         "--rule",
         choices=("mean-logit", "mean-probability", "median"),
-        help="how the members become one (default: the model's own; the median needs memory for all of them)",
+        help="how the members are combined (default: the model's own; the median holds all of them in memory)",
     )
 
 
@@ -159,7 +167,7 @@ def _add_flips(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--flips",
         metavar="AXES",
-        help="runs see the image mirrored along these axes in turn: xy, 4 views (default: the model's own; or none)",
+        help="axes along which members see the image mirrored in turn; xy gives 4 views (default: the model's own)",
     )
 
 

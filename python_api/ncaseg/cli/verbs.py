@@ -133,7 +133,7 @@ def _predict(args: argparse.Namespace) -> None:
     from ncaseg.inference.files import predict_path
 
     if args.scratch is not None and args.memory is None:
-        raise UsageError("--scratch goes with --memory SIZE")
+        raise UsageError("--scratch needs --memory SIZE")
     model, cfg = (_load_edge_model if _is_without_torch(args) else _load_model)(args.model, args.overrides)
     cfg = _with_flips(cfg, args.flips)
     names = ("samples", "seed", "rule", "png", "overwrite", "memory", "scratch")
@@ -249,9 +249,9 @@ def _check_qc(args: argparse.Namespace) -> None:
     if args.calibrate is not None and args.threshold is not None:
         raise UsageError("--calibrate finds a threshold; leave out --threshold")
     if args.store and (args.calibrate is None or not Path(args.model).is_file()):
-        raise UsageError("--store goes with --calibrate and a checkpoint file")
+        raise UsageError("--store needs --calibrate and a checkpoint file")
     if args.png and args.maps is None:
-        raise UsageError("--png goes with --maps DIR")
+        raise UsageError("--png needs --maps DIR")
 
 
 def _reproduce(args: argparse.Namespace) -> None:
@@ -322,7 +322,7 @@ def _check_pairs(args: argparse.Namespace) -> None:
     if (args.data is None) == (args.images is None):
         raise UsageError("give either --data DIR (with dataset.json) or --images DIR with --labels DIR")
     if args.data is not None and args.labels is not None:
-        raise UsageError("--labels goes with --images; --data finds its own labels")
+        raise UsageError("--labels needs --images; --data finds its own labels")
     if args.images is not None and args.labels is None:
         raise UsageError("--images needs --labels DIR, whose files have the images' names")
 

@@ -231,7 +231,7 @@ def _choose(case: Case, scan: Scan, stored: list[np.ndarray], cfg: DataConfig) -
     if not cfg.drop_channels and not all(any(np.array_equal(f, stored[i]) for i in chosen) for f in further):
         raise ReadError(
             f"{case.image} has {count} channels (modalities, colours, or volumes of a series), of which "
-            f"data.modalities takes {chosen}. If the others shall be left out, set data.drop_channels=true"
+            f"data.modalities takes {chosen}. To leave the others out, set data.drop_channels=true"
         )
     return [stored[i] for i in chosen]
 

@@ -67,7 +67,7 @@ def find_cases(
     if data is None:
         return _paired(Path(images), None if labels is None else Path(labels))  # type: ignore[arg-type]
     if labels is not None:
-        raise ValueError("labels goes with images; data already names both")
+        raise ValueError("labels needs images; data already names both")
     folder = Path(data)
     if (folder / "dataset.json").is_file():
         return _listed(folder / "dataset.json")

@@ -88,7 +88,9 @@ class _Found:
         lines = []
         if len(self.axes) > 1:
             groups = ", ".join(f"{n} {axes} (e.g. {self.example[axes]})" for axes, n in self.axes.most_common())
-            lines.append(f"orientation differs: {groups}; axes are used as they are stored. Bring all cases to one")
+            lines.append(
+                f"orientation differs: {groups}; axes are used as they are stored. Give all cases one orientation"
+            )
         least, most = np.min(self.spacings, 0), np.max(self.spacings, 0)
         if (most > SPACING_RATIO * least).any():
             texts = ["x".join(f"{mm:.3g}" for mm in spacing) for spacing in (least, most)]

@@ -76,7 +76,7 @@ class RunFolder:
         if not self.state_path.exists():
             if self.model_path.exists():
                 raise ValueError(
-                    f"{self.model_path} has no {self.state_path.name} beside it: training would begin anew and replace "
+                    f"{self.model_path} has no {self.state_path.name} beside it: training would start over and replace "
                     "it. Choose another folder, or move the model away"
                 )
             return State()

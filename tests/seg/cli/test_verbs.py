@@ -105,7 +105,7 @@ assert not loaded, loaded
         (["train", "demo", "--out", "run"], "give either --data DIR"),
         (["train", "demo", "--data", "d", "--images", "i", "--out", "run"], "give either --data DIR"),
         (["train", "demo", "--images", "i", "--out", "run"], "--images needs --labels"),
-        (["evaluate", "m", "--data", "d", "--labels", "l"], "--labels goes with --images"),
+        (["evaluate", "m", "--data", "d", "--labels", "l"], "--labels needs --images"),
         (["train", "dmo", "--data", "d", "--out", "run"], "no recipe named 'dmo'; known: cdal-cxr"),
         (["train", "demo", "--data", "d", "--out", "run", "train.stesp=3"], "did you mean train.steps?"),
         (["train", "demo", "train.steps=x", "--data", "d", "--out", "run"], "train.steps must be of type int"),
@@ -338,8 +338,8 @@ def test_qc_calibrates_counts_and_stores(phantoms, split, tmp_path, capsys, monk
         (["-o", "qc.csv"], "give INPUT to inspect, or --calibrate"),
         (["-o", "qc.csv", "--calibrate", "d"], "need --split FILE"),
         (["-o", "qc.csv", "--calibrate", "d", "--split", "s", "--threshold", "1"], "leave out --threshold"),
-        (["in", "-o", "qc.csv", "--store"], "--store goes with --calibrate"),
-        (["in", "-o", "qc.csv", "--png"], "--png goes with --maps"),
+        (["in", "-o", "qc.csv", "--store"], "--store needs --calibrate"),
+        (["in", "-o", "qc.csv", "--png"], "--png needs --maps"),
     ],
 )
 def test_qc_usage_errors_exit_with_2(arguments, message, capsys):

@@ -82,7 +82,7 @@ def test_wrong_folders_are_named(tmp_path):
         find_cases()
     with pytest.raises(ValueError, match="both or neither"):
         find_cases(tmp_path, images=tmp_path)
-    with pytest.raises(ValueError, match="labels goes with images"):
+    with pytest.raises(ValueError, match="labels needs images"):
         find_cases(tmp_path, labels=tmp_path)
 
 

@@ -277,7 +277,7 @@ def test_prostate_sized_volume_in_less_than_2_gigabytes(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--scratch", "."], "--scratch goes with --memory SIZE"),
+        (["--scratch", "."], "--scratch needs --memory SIZE"),
         (["--memory", "2G"], "memory must be a positive number with a unit, such as 2GB"),
     ],
 )
