@@ -14,6 +14,7 @@ import runpy
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,9 +81,13 @@ def install() -> None:
     torch.compile = lambda function, **_: function
     profile, host = torch.profiler.profile, [torch.profiler.ProfilerActivity.CPU]
     torch.profiler.profile = lambda **_: profile(activities=host)  # which sees no kernel
-    torch.empty, torch.empty_like = torch.zeros, torch.zeros_like
-    torch.Tensor.new_empty = torch.Tensor.new_zeros
+    torch.empty, torch.empty_like = _zeroed(torch.empty), _zeroed(torch.empty_like)
+    torch.Tensor.new_empty = _zeroed(torch.Tensor.new_empty)
     os.environ |= {"TRITON_INTERPRET": "1", TINY: "1"}  # the first lets the backend take tensors of the CPU
+
+
+def _zeroed(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda *args, **keywords: make(*args, **keywords).zero_()
 
 
 def main() -> None:

@@ -126,11 +126,18 @@ def test_an_item_gets_what_earlier_ones_left_and_leaves_later_ones_their_own(qui
     assert 45 <= found[0] < 50 and 70 <= found[1] < 80 and 80 <= found[2] < 100
 
 
-@pytest.mark.slow
-def test_a_dry_call_runs_to_its_end(tmp_path):
+DRY_CALLS = [
+    pytest.param("1", "headline", "Throughput", marks=pytest.mark.long),
+    pytest.param("2", "plots", "| not in a kernel |", marks=pytest.mark.long),
+    pytest.param("3", "probe-volume", "| volume | kernel |", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("number", "item", "says"), DRY_CALLS)
+def test_a_dry_call_runs_to_its_end(number, item, says, tmp_path):
     script = ROOT / "benchmarks" / "gpu" / "check.sh"
     env = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path)}
-    done = subprocess.run(["bash", str(script), "3", "--dry"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(["bash", str(script), number, "--dry"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert outcomes(tmp_path, "3")["probe-volume"][0] == PASSED
-    assert "| volume | kernel |" in (tmp_path / "check-3.md").read_text()
+    assert outcomes(tmp_path, number)[item][0] == PASSED
+    assert says in (tmp_path / f"check-{number}.md").read_text()
