@@ -141,7 +141,7 @@ def _predict(args: argparse.Namespace) -> None:
     try:
         written = predict_path((model, cfg), args.input, args.out, **options)
     except BatchError as error:
-        print(f"wrote {len(error.done)} segmentations to {args.out}; {len(error.failed)} cases failed")
+        print(f"wrote {len(error.done)} segmentations to {args.out}; {len(error.failed)} failed")
         raise
     print(f"wrote {len(written)} segmentation{'s' * (len(written) != 1)} to {args.out}")
     _next(f"ncaseg evaluate {args.model} --images DIR --labels DIR --json scores.json")

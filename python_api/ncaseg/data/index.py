@@ -1,6 +1,7 @@
 """Files to cases: which image belongs to which label. Reads names and dataset.json, never a voxel."""
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -92,9 +93,10 @@ def find_groups(data: str | Path | None, ids: Iterable[str] | None = None) -> di
     path = None if data is None else Path(data) / GROUPS
     if path is None or not path.is_file():
         return {}
-    lines = files.read_text(path).splitlines()
-    separator = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
-    reader = csv.DictReader(lines, delimiter=separator, skipinitialspace=True)
+    text = files.read_text(path)
+    header = text.partition("\n")[0]
+    separator = ";" if ";" in header and "," not in header else ","
+    reader = csv.DictReader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
     groups: dict[str, str] = {}
     try:
         if not {"id", "group"} <= set(reader.fieldnames or ()):
