@@ -137,7 +137,7 @@ def measure(
 def content_of(case: Case) -> str:
     """Tell whether image or label were replaced: 16 digits of the SHA-256 of both."""
     digest = hashlib.sha256()
-    for path in (case.image, case.label):
+    for path in (*case.files, case.label):
         if path is not None:
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

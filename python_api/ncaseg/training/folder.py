@@ -138,6 +138,7 @@ def claimed(path: Path, cfg: Config, resume: bool) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     with (path / ".lock").open("a+", encoding="utf-8") as lock:
         _lock(lock, path)
+        files.remove_stale(path)
         recipe = path / "recipe.toml"
         if recipe.exists() or (path / "state.pt").exists():
             if not resume:
