@@ -24,6 +24,17 @@ NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of wri
 
 
 @contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an error of writing, of a full disk say, name the file where the system does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NAMELESS and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes the place of ``path``, on an exception it vanishes.
 
@@ -52,14 +63,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if fcntl is not None:
             with suppress(OSError):  # some network drives know no locks
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
-        _to_disk(temporary)
-        os.replace(temporary, path)
-        _to_disk(path.parent)
-    except OSError as error:
-        if error.errno in NAMELESS and error.filename is None:
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-        raise
+        with naming(path):
+            yield temporary
+            _to_disk(temporary)
+            os.replace(temporary, path)
+            _to_disk(path.parent)
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)

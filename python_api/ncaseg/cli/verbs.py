@@ -141,7 +141,7 @@ def _predict(args: argparse.Namespace) -> None:
     try:
         written = predict_path((model, cfg), args.input, args.out, **options)
     except BatchError as error:
-        print(f"wrote {len(error.done)} segmentations to {args.out}; {len(error.failed)} cases failed")
+        print(f"wrote {len(error.done)} segmentations to {args.out}; {len(error.failed)} failed")
         raise
     print(f"wrote {len(written)} segmentation{'s' * (len(written) != 1)} to {args.out}")
     _next(f"ncaseg evaluate {args.model} --images DIR --labels DIR --json scores.json")
@@ -313,7 +313,14 @@ def _list_pairs(images: Path, labels: Path, run: Path) -> Path:
     from ncaseg.files import write_text
 
     cases = find_cases(images=images, labels=labels)
-    pairs = [{"image": str(c.image.resolve()), "label": str(c.label.resolve())} for c in cases if c.label is not None]
+    pairs = [
+        {
+            "image": [str(path.resolve()) for path in c.files] if c.more else str(c.image.resolve()),
+            "label": str(c.label.resolve()),
+        }
+        for c in cases
+        if c.label is not None
+    ]
     write_text(run / "dataset.json", json.dumps({"training": pairs}, indent=1) + "\n")
     return run
 

@@ -1,8 +1,9 @@
 """Files to cases: which image belongs to which label. Reads names and dataset.json, never a voxel."""
 
 import csv
+import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,10 @@ def find_groups(data: str | Path | None, ids: Iterable[str] | None = None) -> di
     path = None if data is None else Path(data) / GROUPS
     if path is None or not path.is_file():
         return {}
-    lines = files.read_text(path).splitlines()
-    separator = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
-    reader = csv.DictReader(lines, delimiter=separator, skipinitialspace=True)
+    text = files.read_text(path)
+    header = text.partition("\n")[0]
+    separator = ";" if ";" in header and "," not in header else ","
+    reader = csv.DictReader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
     groups: dict[str, str] = {}
     try:
         if not {"id", "group"} <= set(reader.fieldnames or ()):
@@ -110,6 +112,20 @@ def find_groups(data: str | Path | None, ids: Iterable[str] | None = None) -> di
     if ids is not None:
         _check_entries(path, groups, set(ids))
     return groups
+
+
+def join_channels(cases: Sequence[Case], channels: int) -> list[Case]:
+    """Cases of one file each, as cases of ``channels`` files, where their names are those of nnU-Net throughout.
+
+    Example:
+        >>> files = [Case(f"a_000{i}", Path(f"a_000{i}.nii"), None) for i in range(2)]
+        >>> [(case.id, len(case.files)) for case in join_channels(files, 2)]
+        [('a', 2)]
+    """
+    together = _by_channel({case.id: case.files for case in cases})
+    if channels < 2 or any(len(paths) != channels for paths in together.values()):
+        return list(cases)
+    return [Case(key, paths[0], None, paths[1:]) for key, paths in sorted(together.items())]
 
 
 def case_id(path: str | Path) -> str:
@@ -138,18 +154,30 @@ def _listed(index: Path) -> list[Case]:
         return _nnunet(index, content)
     form = f'{index} must be JSON with a "training" list of {{"image": ..., "label": ...}}, or with "channel_names"'
     try:
-        pairs = [(index.parent / entry["image"], index.parent / entry["label"]) for entry in content["training"]]
-        missing = [str(path) for pair in pairs for path in pair if not path.is_file()]
+        found = [[*_paths(index, entry["image"]), index.parent / entry["label"]] for entry in content["training"]]
+        missing = [str(path) for paths in found for path in paths if not path.is_file()]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{form}; got {type(error).__name__}: {error}") from error
     if missing:
         raise FileNotFoundError(f"{index} lists {len(missing)} files that do not exist, e.g. {missing[0]}")
-    cases = [Case(id=case_id(image), image=image, label=label) for image, label in pairs]
+    cases = [Case(_name(paths[:-1]), paths[0], paths[-1], tuple(paths[1:-1])) for paths in found]
     if len({case.id for case in cases}) != len(cases):
         raise ValueError(f"{index} lists two images of one file name; ids must be unique")
     if not cases:
         raise ValueError(f'{index} has an empty "training" list')
     return sorted(cases, key=lambda case: case.id)
+
+
+def _paths(index: Path, named: Any) -> list[Path]:
+    """The files of an image: one, or a list with one per channel."""
+    return [index.parent / name for name in (named if isinstance(named, list) else [named])]
+
+
+def _name(files: Sequence[Path]) -> str:
+    """The id of a case: the channel is no part of it, where there are several."""
+    name = case_id(files[0])
+    numbered = CHANNEL.fullmatch(name) if len(files) > 1 else None
+    return numbered[1] if numbered else name
 
 
 def _nnunet(index: Path, content: Mapping[str, Any]) -> list[Case]:

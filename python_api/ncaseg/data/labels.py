@@ -108,6 +108,8 @@ def _explain(path: Path, values: Sequence[Value], cfg: DataConfig) -> str:
     listed = f"[{', '.join(texts[:SHOWN])}]{more}"
     # The least is offered as background: what it is, only the data's owner knows.
     offer = ", ".join(f"{text}:{known[min(i, len(known) - 1)]}" for i, text in enumerate(texts[:SHOWN]))
+    if more and not any(isinstance(value, str) for value in shown):  # a JPEG's noise, say
+        offer = f"{min(shown):g}..{BRIGHT - 1}:0, {BRIGHT}..{max(shown):g}:{known[-1]}"
     return (
         f"{path} must hold 0 and data.labels {cfg.labels}: label values {listed}, expected {known}. Say what they "
         f'stand for, for example data.label_map="{offer}" (value:label; ranges as 128..255:1), or set data.labels'

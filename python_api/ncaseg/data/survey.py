@@ -98,6 +98,7 @@ class _Found:
         absent = [value for value in cfg.labels if value not in self.labels]
         if absent and self.labels:
             lines.append(f"data.labels {absent} occur in no label")
-        if self.empty and self.labels:
-            lines.append(f"{self.empty} of {len(self.spacings)} labels are empty")
+        if self.empty:
+            shown = f"{self.empty} of {len(self.spacings)} labels are empty"
+            lines.append(f"{shown}; where the answer is empty as well, the Dice is 1 and says nothing")
         return lines

@@ -14,7 +14,7 @@ from ncaseg.batch import Batch, about
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.formats import find_format, format_of, is_picture
-from ncaseg.data.index import Case, case_id, find_cases
+from ncaseg.data.index import Case, case_id, find_cases, join_channels
 from ncaseg.files import check_target, remove_stale, replacing
 from ncaseg.inference.case import answer, native_image, predict_large
 from ncaseg.lean.model import EdgeModel, from_torch
@@ -75,7 +75,7 @@ def predict_path(
     samples = cfg.predict.samples if samples is None else samples
     seed = cfg.predict.seed if seed is None else seed
     rule = cfg.predict.rule if rule is None else rule
-    todo = _targets(source, out)
+    todo = _targets(source, out, len(cfg.data.modalities))
     _check_targets(todo)
     has_strip = png and cfg.model.kind == "medsegdiff" and not isinstance(loaded, EdgeModel)
     if source.is_dir() and not overwrite:
@@ -200,13 +200,14 @@ def _with_progress(todo: Sequence[tuple[Case, Path]]) -> Iterable[tuple[Case, Pa
     return tqdm(todo, desc="predict", unit="case", disable=None)
 
 
-def _targets(source: Path, out: Path) -> list[tuple[Case, Path]]:
+def _targets(source: Path, out: Path, channels: int) -> list[tuple[Case, Path]]:
     """Pair every input with the file that its labels go to."""
     cases = list_inputs(source)
     if source.is_dir():
+        cases = join_channels(cases, channels)
         if out.is_file() or find_format(out) is not None:
             raise ValueError(f"out must be a folder when the input is one; got {out}")
-        return [(case, out / _output_name(case.image)) for case in cases]
+        return [(case, out / (_output_name(case.image) if not case.more else _joined_name(case))) for case in cases]
     if out.is_dir() or not out.suffix:
         return [(cases[0], out / _output_name(source))]
     written = format_of(source).written
@@ -236,6 +237,10 @@ def _outputs(case: Case, target: Path, png: bool, has_strip: bool) -> list[Path]
 
 def _companion(target: Path, name: str) -> Path:
     return target.parent / f"{case_id(target)}_{name}.png"
+
+
+def _joined_name(case: Case) -> str:
+    return f"{case.id}{format_of(case.image).suffix(_output_name(case.image))}"
 
 
 def _output_name(image: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ def measure(
 def content_of(case: Case) -> str:
     """Tell whether image or label were replaced: 16 digits of the SHA-256 of both."""
     digest = hashlib.sha256()
-    for path in (case.image, case.label):
+    for path in (*case.files, case.label):
         if path is not None:
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -152,7 +153,7 @@ def read_table(path: str | Path) -> list[Row]:
     if not Path(path).exists():
         return []
     try:
-        return [_parse(entry) for entry in csv.DictReader(read_text(path).splitlines())]
+        return [_parse(entry) for entry in csv.DictReader(io.StringIO(read_text(path)))]
     except (csv.Error, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must be a table of this command; it cannot be read as one: {error}") from error
 

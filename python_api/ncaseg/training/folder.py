@@ -176,8 +176,9 @@ def _lock(lock, path: Path) -> None:
             f"{path} is in use: {holder} trains in it. Wait until it ends, or choose another folder"
         ) from None
     lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}\n")
-    lock.flush()
+    with files.naming(path):
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
 
 
 def find_split(path: Path, cases: list[Case], cfg: Config, groups: Mapping[str, str]) -> Split:

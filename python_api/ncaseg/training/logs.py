@@ -35,10 +35,10 @@ class RunLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; it is on its way to the disk when the call returns."""
-        self._jsonl.write(json.dumps(dict(row)) + "\n")
-        self._jsonl.flush()
-        self._csv.write(self._csv_line(row))
-        self._csv.flush()
+        for file, line in ((self._jsonl, json.dumps(dict(row)) + "\n"), (self._csv, self._csv_line(row))):
+            with files.naming(file.name):
+                file.write(line)
+                file.flush()
 
     def __enter__(self) -> "RunLog":
         return self

@@ -143,7 +143,7 @@ def test_predict_says_what_is_done_and_what_failed(model, tmp_path, capsys):
     damage(data)
     assert run("predict", model, data / "imagesTr", "-o", tmp_path / "out") == 3
     told = capsys.readouterr()
-    assert "wrote 2 segmentations" in told.out and "1 cases failed" in told.out and "phantom_001.nii.gz" in told.err
+    assert "wrote 2 segmentations" in told.out and "1 failed" in told.out and "phantom_001.nii.gz" in told.err
 
 
 def test_words_on_reading_reach_a_finished_model(model, tmp_path, capsys):

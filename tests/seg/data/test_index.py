@@ -125,6 +125,17 @@ def test_channels_of_nnunet_2_belong_together(tmp_path):
         find_cases(tmp_path)
 
 
+def test_a_list_may_name_a_file_per_channel(tmp_path):
+    nnunet(tmp_path, channels=2)
+    pairs = [
+        {"image": [f"imagesTr/{n}_000{i}.nii.gz" for i in range(2)], "label": f"labelsTr/{n}.nii.gz"} for n in "ab"
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": pairs}))
+    assert [(case.id, [path.name for path in case.files]) for case in find_cases(tmp_path)] == [
+        (name, [f"{name}_0000.nii.gz", f"{name}_0001.nii.gz"]) for name in "ab"
+    ]
+
+
 def test_nnunet_2_without_numbers_of_channels(tmp_path):
     assert [case.id for case in find_cases(nnunet(tmp_path, plain=True))] == ["a", "b"]
 

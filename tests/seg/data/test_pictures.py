@@ -346,3 +346,15 @@ def test_a_picture_that_takes_too_much_memory_is_refused_by_its_header(tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5e6
+
+
+def test_a_picture_that_lacks_rows_is_refused(tmp_path):
+    """Pillow leaves them black: nine rows a strip, and one strip for eleven rows."""
+    path = save(tmp_path / "x.tif", np.random.default_rng(0).integers(1, 256, (11, 7), dtype=np.uint8))
+    assert values_of(path).min() > 0
+    raw = bytearray(path.read_bytes())
+    place = raw.index(struct.pack("<HHI", 278, 4, 1)) + 8  # rows per strip
+    raw[place : place + 4] = struct.pack("<I", 9)
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"x\.tif lacks rows"):
+        pictures.open_picture(path)

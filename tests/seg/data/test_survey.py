@@ -59,7 +59,9 @@ def test_empty_labels_are_refused_unless_asked_for(tmp_path):
     with pytest.raises(ValueError, match="all 4 labels are empty"):
         train(config.load_recipe("demo", TINY), folder, tmp_path / "run")
     assert train(config.load_recipe("demo", [*TINY, "data.allow_empty=true"]), folder, tmp_path / "run").exists()
-    assert look(write(tmp_path / "one", label=lambda i, m: m * (i > 0))) == ["1 of 4 labels are empty"]
+    assert look(write(tmp_path / "one", label=lambda i, m: m * (i > 0))) == [
+        "1 of 4 labels are empty; where the answer is empty as well, the Dice is 1 and says nothing"
+    ]
 
 
 def test_orientation_and_spacing_are_compared(tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 from seg.tiny import tiny_config, tiny_model, write_scan
 
 from ncaseg.batch import BatchError
+from ncaseg.config import from_dict, to_dict
 from ncaseg.inference.files import predict_path
 from ncaseg.lean.model import from_torch
 
@@ -119,3 +120,13 @@ def test_stale_files_of_a_killed_prediction_are_removed(tmp_path, loaded):
     os.utime(stale, (0, 0))
     predict_path(loaded, scan.parent, tmp_path / "out")
     assert [path.name for path in stale.parent.iterdir()] == ["scan.nii.gz"]
+
+
+def test_channels_in_files_of_their_own_are_one_case(tmp_path):
+    tree = to_dict(CFG)
+    tree["model"]["in_channels"], tree["data"]["modalities"] = 2, [0, 1]
+    cfg = from_dict(tree)
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
+        write_scan(tmp_path / "in" / f"{name}.nii.gz")
+    written = predict_path((tiny_model(cfg), cfg), tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz"]

@@ -143,8 +143,8 @@ class Format(ABC):
 
 
 @contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
-    """Everything that a reader raises for a file becomes a :class:`ReadError` that names it.
+def reading(path: Path, what: str, *more: type[Exception]) -> Iterator[None]:
+    """Everything that a reader raises for a file, and ``more``, becomes a :class:`ReadError` that names it.
 
     That it does not exist, is a folder or may not be read is the system's word, and stays as it is.
     """
@@ -152,7 +152,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except (ReadError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
-    except READER_ERRORS as error:
+    except READER_ERRORS + more as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise ReadError(
             f"{path} must be a readable {what}; it is not: {said}. Fetch or export it again, or drop the case"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,6 +196,8 @@ def _quiet() -> Iterator[None]:
     logger, before = imageglobals.logger, imageglobals.logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(before)

@@ -28,6 +28,7 @@ NO_IMAGES = "_superpixels"  # files of ISIC 2016 and 2017 beside the images
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WIDE = {"I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "I": 0.0, "F": 0.0}  # modes of more than 8 bits: white
 ORIENTATION, BITS, PHOTOMETRIC, SAMPLES = 0x0112, 258, 262, 277  # tags of TIFF, the first also of EXIF
+COLUMNS, ROWS, STRIPS, ROWS_PER_STRIP, PLANAR, TILE_COLUMNS, TILE_ROWS, TILES = 256, 257, 273, 278, 284, 322, 323, 324
 TURNED = range(5, 9)  # orientations that swap rows and columns
 
 
@@ -45,8 +46,7 @@ class Picture(Format):
     def read(self, path: Path) -> tuple[Scan, np.ndarray]:
         with _opened(path) as picture:
             scan = _scan(path, picture)
-            values = _values(path, _upright(picture))
-        return scan, values.reshape(scan.shape)
+            return scan, _values(path, _upright(picture)).reshape(scan.shape)
 
     def read_label(self, path: Path) -> tuple[Scan, Coded]:
         with _opened(path) as picture:
@@ -83,8 +83,9 @@ class Picture(Format):
 @contextmanager
 def _opened(path: Path) -> Iterator[Image]:
     """The picture, not decoded yet; the bound on memory is ours (from its size), so Pillow's is not asked."""
-    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+    from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
+    bomb = Image.DecompressionBombError  # which Pillow still raises for some TIFF, and which is a plain Exception
     # By the first bytes, and no other readers that Pillow has: one of them starts Ghostscript.
     readers = {
         b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
@@ -93,7 +94,7 @@ def _opened(path: Path) -> Iterator[Image]:
         b"II": TiffImagePlugin.TiffImageFile,
         b"MM": TiffImagePlugin.TiffImageFile,
     }
-    with open(path, "rb") as file, warnings.catch_warnings(), reading(path, Picture.name):
+    with open(path, "rb") as file, warnings.catch_warnings(), reading(path, Picture.name, bomb):
         warnings.simplefilter("ignore")
         _check_sums(file)
         head = file.read(8)
@@ -130,9 +131,27 @@ def _refuse_what_would_be_lost(path: Path, picture: Image) -> None:
     tags = getattr(picture, "tag_v2", {})
     if tags.get(SAMPLES, 1) > len(picture.getbands()):
         raise ReadError(f"{path} has {tags[SAMPLES]} channels, of which {len(picture.getbands())} are read")
+    if not _has_every_strip(picture):
+        raise ReadError(f"{path} lacks rows: it has fewer strips or tiles than its size takes. Export it again")
     is_inverted = tags.get(PHOTOMETRIC) == 0 and picture.mode in WIDE
     if is_inverted:
         raise ReadError(f"{path} stores white as 0 in {bits} bits, which is not read. Save it with black as 0")
+
+
+def _has_every_strip(picture: Image) -> bool:
+    """Whether a TIFF has as many pieces as its size takes; Pillow leaves the rows of missing ones black."""
+    tags = getattr(picture, "tag_v2", {})
+    columns, rows = tags.get(COLUMNS, 0), tags.get(ROWS, 0)
+    planes = tags.get(SAMPLES, 1) if tags.get(PLANAR, 1) == 2 else 1
+    if STRIPS in tags:
+        return len(tags[STRIPS]) == planes * -(-rows // max(1, min(rows, tags.get(ROWS_PER_STRIP, rows))))
+    if TILES in tags:
+        across, down = (
+            -(-columns // max(1, tags.get(TILE_COLUMNS, columns))),
+            -(-rows // max(1, tags.get(TILE_ROWS, rows))),
+        )
+        return len(tags[TILES]) == planes * across * down
+    return True
 
 
 def _bits(path: Path, picture: Image) -> int:

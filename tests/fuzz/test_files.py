@@ -1,0 +1,14 @@
+"""The fuzzer of files, short: nothing crashes, hangs, is silently wrong, or leaves out the name of the file."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import files
+
+
+def test_damaged_files_are_read_right_or_refused_by_name():
+    tally, findings, _ = files.run(104, seed=20)
+    assert findings == []
+    done = {what: sum(n for (_, w), n in tally.items() if w == what) for what in ("read", "refused")}
+    assert done["read"] > 10 and done["refused"] > 40  # both ways are tried
