@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -37,6 +37,9 @@ _POINTERS = {
     torch.uint8: "*u8",
     torch.bool: "*i1",
 }
+
+
+Note = Callable[[JITFunction, tuple[Any, ...], dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,11 @@ def _resolve(node: ast.AST, names: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _recording(launches: dict[str, Launch], capability: tuple[int, int], num_sms: int) -> Iterator[None]:
+def _recording(note: Note, capability: tuple[int, int], num_sms: int) -> Iterator[None]:
     """Stand where Triton launches, and answer what the backend asks about the device."""
 
     def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
-        launch = specialize(kernel, args, keywords)
-        launches.setdefault(launch.key, launch)
+        note(kernel, args, keywords)
 
     major, minor = capability
     properties = types.SimpleNamespace(major=major, minor=minor, multi_processor_count=num_sms)
@@ -163,8 +165,21 @@ def _recording(launches: dict[str, Launch], capability: tuple[int, int], num_sms
         yield
 
 
-def record(
+def record(spec: RolloutSpec, **problem: Any) -> list[Launch]:
+    """The launches of a problem as `trace` has it, each kind once, in their order."""
+    launches: dict[str, Launch] = {}
+
+    def note(kernel: JITFunction, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        launch = specialize(kernel, args, keywords)
+        launches.setdefault(launch.key, launch)
+
+    trace(spec, note, **problem)
+    return list(launches.values())
+
+
+def trace(
     spec: RolloutSpec,
+    note: Note,
     *,
     size: tuple[int, ...],
     channels: int,
@@ -175,11 +190,10 @@ def record(
     capability: tuple[int, int],
     num_sms: int,
     has_modulation: bool = False,
-) -> list[Launch]:
-    """The launches of a rollout of two steps, forward and backward, each kind once, in their order."""
+) -> None:
+    """Note every launch of a rollout of two steps, forward and backward: the kernel and its arguments."""
     triton = _dispatch.BACKENDS["triton"]
-    launches: dict[str, Launch] = {}
-    with _recording(launches, capability, num_sms):
+    with _recording(note, capability, num_sms):
 
         def draw(*shape: int, like: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=like)
@@ -204,4 +218,3 @@ def record(
         out, kept, stats = triton.fwd(state, *others, **call, keep=True)
         assert math.prod(out.shape) == math.prod(state.shape)
         triton.bwd(torch.empty_like(out), state, kept, stats, *others, **call)
-    return list(launches.values())

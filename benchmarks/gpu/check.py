@@ -38,7 +38,7 @@ PASSED, FAILED, LATE, SKIPPED = "passed", "failed", "time ran out", "skipped"
 
 @dataclass(frozen=True)
 class Item:
-    """A command, the most seconds it may take, and why it cannot run here, if it cannot.
+    """A command, the seconds that it has for sure, and why it cannot run here, if it cannot.
 
     `{scratch}` in the command is the call's folder; `{seconds}` what it may take. Whatever it writes to
     `{scratch}/NAME.md` is handed over in the table's page.
@@ -64,9 +64,14 @@ class Told(BaseException):
 
 
 def run(items: Sequence[Item], scratch: Path, *, deadline: float) -> Iterator[Outcome]:
-    """Run the items until the deadline (of `time.monotonic`), and say of each what came of it."""
-    for item in items:
-        left = min(item.seconds, deadline - time.monotonic())
+    """Run the items until the deadline (of `time.monotonic`), and say of each what came of it.
+
+    What earlier items did not need an item may use, but not what later ones may take.
+    """
+    for index, item in enumerate(items):
+        later = sum(other.seconds for other in items[index + 1 :] if other.why_not is None)
+        left = deadline - time.monotonic()
+        left = min(left, max(item.seconds, left - later))
         if item.why_not is not None:
             yield Outcome(item.name, SKIPPED, 0.0, item.why_not)
         elif left < LEAST_SECONDS:

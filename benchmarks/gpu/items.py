@@ -1,4 +1,4 @@
-"""What the three calls of check.sh run, in the order of what matters most: later items may find no time left."""
+"""What the three calls of check.sh run, and the seconds that each item has for sure; together they fit a call."""
 
 import importlib.util
 import os
@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from benchmarks.gpu.check import CACHES, Item
+from benchmarks.harness.source import ROOT
 
 GPU_TESTS = "tests/kern/test_triton_gpu.py"
 HEADLINE = ("A-256x256x256-n4", "B-320x320x24-n20", "C-1024x1024-n20", "D-1024x1024-n20")
 WORKERS = 12  # that compile tests' kernels at the same time
+CARRIED = ROOT / ".triton-cache"  # what prewarm made elsewhere, if it was carried along
 CACHE = {
-    "TRITON_CACHE_DIR": f"{{scratch}}/{CACHES}/triton",
+    "TRITON_CACHE_DIR": str(CARRIED) if CARRIED.is_dir() else f"{{scratch}}/{CACHES}/triton",
     "TORCHINDUCTOR_CACHE_DIR": f"{{scratch}}/{CACHES}/inductor",
 }
 
@@ -41,6 +43,12 @@ def needs(*programs: str) -> str | None:
     return f"{', '.join(missing)} is not on this machine" if missing else None
 
 
+def prewarm(seconds: float, *, is_dry: bool) -> Item:
+    """Compile what the cache lacks, on all CPUs, and say what it had; later items compile what is still missing."""
+    why_not = "a dry run compiles nothing" if is_dry else None
+    return module("prewarm", seconds, "benchmarks.gpu.prewarm", "--seconds", "{seconds}", is_dry=False, why_not=why_not)
+
+
 def run_rows(name: str, seconds: float, *options: str, is_dry: bool) -> Item:
     shared = ("--out", "{scratch}/rows.jsonl", "--page", f"{{scratch}}/{name}.md", "--seconds", "{seconds}")
     return module(name, seconds, "benchmarks.gpu.run", *shared, *options, is_dry=is_dry)
@@ -50,12 +58,13 @@ def correctness(*, is_dry: bool) -> list[Item]:
     rows = ("--cases", *HEADLINE, "--providers", "kernel", "kernel-tf32", "kernel-bf16", "eager", "eager-tf32")
     margins = ("benchmarks.gpu.margins", "{scratch}/margins.jsonl", "--page", "{scratch}/margins.md")
     return [
-        module("info", 20, "ncakern.info", is_dry=is_dry),
-        module("smoke", 60, "benchmarks.gpu.small", is_dry=is_dry),
-        tests("tests-match", 150, "-k", "match_float64", is_dry=is_dry),
-        module("margins", 15, *margins, is_dry=is_dry),
-        tests("tests-rest", 70, "-k", "not match_float64 and not offsets", is_dry=is_dry),
-        tests("tests-offsets", 50, "-k", "offsets", is_dry=is_dry, workers=1),
+        module("info", 15, "ncakern.info", is_dry=is_dry),
+        prewarm(50, is_dry=is_dry),
+        module("smoke", 30, "benchmarks.gpu.small", is_dry=is_dry),
+        tests("tests-match", 110, "-k", "match_float64", is_dry=is_dry),
+        module("margins", 10, *margins, is_dry=is_dry),
+        tests("tests-rest", 50, "-k", "not match_float64 and not offsets", is_dry=is_dry),
+        tests("tests-offsets", 40, "-k", "offsets", is_dry=is_dry, workers=1),
         run_rows("headline", 80, *rows, is_dry=is_dry),
         *(sanitized(tool, is_dry=is_dry) for tool in ("memcheck", "racecheck")),
     ]
@@ -66,7 +75,7 @@ def sanitized(tool: str, *, is_dry: bool) -> Item:
     command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m")
     env = environment() | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     why_not = "a dry run has no card" if is_dry else needs("compute-sanitizer")
-    return Item(tool, 45, (*command, "benchmarks.gpu.small", "--only", "0", "4"), env, why_not)
+    return Item(tool, 35, (*command, "benchmarks.gpu.small", "--only", "0", "4"), env, why_not)
 
 
 def speed(*, is_dry: bool) -> list[Item]:
@@ -75,10 +84,11 @@ def speed(*, is_dry: bool) -> list[Item]:
     plain = ("kernel", "kernel-tf32", "kernel-bf16", "kernel-sqrt", "eager", "eager-tf32")
     compiled = ("--cases", HEADLINE[0], HEADLINE[2], "--providers", "compile", "compile-tf32")
     return [
-        module("info", 20, "ncakern.info", is_dry=is_dry),
-        tests("tests", 70, "-k", "match_float64 and (129x67x45 or 255x129)", is_dry=is_dry),
-        run_rows("rows", 160, "--providers", *plain, is_dry=is_dry),
-        module("kernels", 60, *kernels, is_dry=is_dry),
+        module("info", 15, "ncakern.info", is_dry=is_dry),
+        prewarm(50, is_dry=is_dry),
+        tests("tests", 40, "-k", "match_float64 and (129x67x45 or 255x129)", is_dry=is_dry),
+        run_rows("rows", 130, "--providers", *plain, is_dry=is_dry),
+        module("kernels", 50, *kernels, is_dry=is_dry),
         run_rows("compiled", 60, *compiled, is_dry=is_dry),
         module("tiles", 90, "benchmarks.gpu.tune", *sweep, is_dry=is_dry),
         module("plots", 15, "benchmarks.gpu.plots", "{scratch}/rows.jsonl", "-o", "{scratch}/plots", is_dry=is_dry),
@@ -89,21 +99,22 @@ def training(*, is_dry: bool) -> list[Item]:
     page = ("--page", "{scratch}/probe-%s.md")
     probes = [
         module(f"probe-{name}", seconds, "benchmarks.gpu.train_probe", name, page[0], page[1] % name, is_dry=is_dry)
-        for name, seconds in (("multicbam", 120), ("volume", 60), ("cdal", 60))
+        for name, seconds in (("multicbam", 90), ("volume", 45), ("cdal", 45))
     ]
-    return [module("info", 20, "ncakern.info", is_dry=is_dry), *probes, recipe(is_dry=is_dry)]
+    return [module("info", 15, "ncakern.info", is_dry=is_dry), *probes, *recipe(is_dry=is_dry)]
 
 
-def recipe(*, is_dry: bool) -> Item:
+def recipe(*, is_dry: bool) -> list[Item]:
     """Training by recipe until time is up, on real volumes where there are some: its run can be resumed elsewhere."""
     missing = [name for name in ("nibabel", "safetensors", "tqdm") if importlib.util.find_spec(name) is None]
     why_not = "a dry run trains nothing" if is_dry else f"needs {', '.join(missing)}" if missing else None
-    data = os.environ.get("NCASEG_DATA")
-    name, where = ("m3d-hippocampus-2level", f"{data}/Task04_Hippocampus") if data else ("demo", "{scratch}/phantoms")
-    make = "" if data else f"from ncaseg.data.phantom import write_phantoms; write_phantoms('{where}', 40); "
-    train = f"from ncaseg.cli import main; raise SystemExit(main(['train', '{name}', 'train.device=cuda', "
-    code = make + train + f"'--data', '{where}', '--out', '{{scratch}}/run']))"
-    return Item("recipe", 400, (sys.executable, "-c", code), environment(), why_not)
+    data, phantoms = os.environ.get("NCASEG_DATA"), f"{{scratch}}/{CACHES}/phantoms"
+    write = f"from ncaseg.data.phantom import write_phantoms; write_phantoms('{phantoms}', 40)"
+    made = [] if data else [Item("phantoms", 20, (sys.executable, "-c", write), environment(), why_not)]
+    where = f"{data}/Task04_Hippocampus" if data else phantoms
+    options = ("m3d-hippocampus-2level", "train.device=cuda", "--data", where, "--out", "{scratch}/run")
+    train = Item("recipe", 240, (sys.executable, "-m", "ncaseg", "train", *options), environment(), why_not)
+    return [*made, train]
 
 
 CALLS: dict[str, Callable[..., Sequence[Item]]] = {"1": correctness, "2": speed, "3": training}

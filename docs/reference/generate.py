@@ -28,7 +28,7 @@ EXIT_CODES = """
 | --- | --- |
 | 0 | done |
 | 2 | usage: arguments, recipe, model name |
-| 3 | data: a file that is missing, unreadable or does not fit; training that diverged; `qc` flags a case |
+| 3 | data: a file (also one of many) is missing, unreadable or does not fit; training diverged; `qc` flags a case |
 | 4 | environment: a package, the disk, memory, a build |
 | 130, 143 | interrupted by Ctrl-C, or told to end; rerun the same command to resume |
 """

@@ -86,6 +86,19 @@ def check_finite(values: np.ndarray, what: str) -> None:
         )
 
 
+def mirrored_axes(flips: str, member: int) -> tuple[int, ...]:
+    """The axes of ``[C, X, Y, Z]`` along which a member of the ensemble sees its image mirrored.
+
+    Bit i of its number says so for letter i of ``flips``: of "xy", member 0 sees the image itself, 1 mirrored along X,
+    2 along Y, 3 along both, 4 the image again. All views count alike if the number of members is a multiple of theirs.
+
+    Example:
+        >>> [mirrored_axes("xy", member) for member in range(5)]
+        [(), (1,), (2,), (1, 2), ()]
+    """
+    return tuple("xyz".index(axis) + 1 for place, axis in enumerate(flips) if member >> place & 1)
+
+
 def check_rule(rule: str, *, of_samples: bool = False) -> None:
     """Raise a ValueError for a rule that is none, or none for sampled masks, which are averaged as they are."""
     if rule not in RULES:

@@ -110,7 +110,20 @@ def test_items_have_names_of_their_own_and_know_their_modules(number):
     for item in chosen:
         modules = [part for part in item.command if part.startswith("benchmarks.")]
         assert all((ROOT / f"{name.replace('.', '/')}.py").exists() for name in modules)
-    assert sum(item.seconds for item in items.CALLS["1"](is_dry=False)) < 560
+    assert sum(item.seconds for item in items.CALLS[number](is_dry=False)) <= 470 - check.PACKING_SECONDS
+
+
+def test_an_item_gets_what_earlier_ones_left_and_leaves_later_ones_their_own(quick, tmp_path):
+    said = "print({seconds})"
+    chosen = [
+        program("first", said, seconds=10.0),
+        program("second", said, seconds=30.0),
+        program("third", said, seconds=20.0),
+        Item("absent", 90.0, ("x",), why_not="not here"),
+    ]
+    assert call("1", chosen, tmp_path, seconds=100.0) == 0
+    found = [int(outcomes(tmp_path)[name][1]) for name in ("first", "second", "third")]
+    assert 45 <= found[0] < 50 and 70 <= found[1] < 80 and 80 <= found[2] < 100
 
 
 @pytest.mark.slow

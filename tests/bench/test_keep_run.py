@@ -8,7 +8,7 @@ import pytest
 from benchmarks.harness.record import ROOT
 from benchmarks.segmentation.keep_run import TOTAL, keep, lines, thin
 from ncaseg.data.split import load_split, make_split, save_split
-from ncaseg.runs import find_runs
+from ncaseg.papers.runs import find_runs
 
 SPLIT = make_split([f"case_{i}" for i in range(6)], 0.5, seed=0)
 SCORES = {

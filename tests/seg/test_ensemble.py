@@ -98,3 +98,9 @@ def test_member_k_is_the_run_alone(tmp_path, monkeypatch, budget):
     for member, run in zip(members, alone, strict=True):
         # On larger volumes the kernel may add up the statistics in another order.
         torch.testing.assert_close(torch.from_numpy(member), run, rtol=1e-5, atol=1e-5)
+
+
+def test_views_are_taken_in_turn():
+    assert [ensemble.mirrored_axes("xy", i) for i in range(5)] == [(), (1,), (2,), (1, 2), ()]
+    assert [ensemble.mirrored_axes("z", i) for i in range(3)] == [(), (3,), ()]
+    assert not any(ensemble.mirrored_axes("", i) for i in range(9))

@@ -24,6 +24,7 @@ def add_predict(verb: argparse.ArgumentParser) -> None:
         "-o", "--out", type=Path, required=True, metavar="OUT", help="output file; output folder for an input folder"
     )
     _add_ensemble(verb, default=None)
+    _add_flips(verb)
     verb.add_argument("--png", action="store_true", help="also draw an overlay and a variance picture per case")
     verb.add_argument("--overwrite", action="store_true", help="redo cases of a folder that already have an output")
     verb.add_argument(
@@ -40,6 +41,7 @@ def add_evaluate(verb: argparse.ArgumentParser) -> None:
     _add_reading(verb)
     _add_pairs(verb)
     _add_ensemble(verb, default=10)
+    _add_flips(verb)
     verb.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
     verb.add_argument("--csv", type=Path, metavar="FILE", help="write one row per case here")
     verb.add_argument("--split", type=Path, metavar="FILE", help="split.json of a run; only its --subset is scored")
@@ -150,6 +152,14 @@ def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None
         "--rule",
         choices=("mean-logit", "mean-probability", "median"),
         help="how the members become one (default: the model's own; the median needs memory for all of them)",
+    )
+
+
+def _add_flips(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--flips",
+        metavar="AXES",
+        help="runs see the image mirrored along these axes in turn: xy, 4 views (default: the model's own; or none)",
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ncaseg.cli import arguments, terminal
 
 if TYPE_CHECKING:
+    from ncaseg.config import Config
     from ncaseg.data.index import Case
     from ncaseg.papers.paper import PlannedRun
 
@@ -134,6 +135,7 @@ def _predict(args: argparse.Namespace) -> None:
     if args.scratch is not None and args.memory is None:
         raise UsageError("--scratch goes with --memory SIZE")
     model, cfg = (_load_edge_model if _is_without_torch(args) else _load_model)(args.model, args.overrides)
+    cfg = _with_flips(cfg, args.flips)
     names = ("samples", "seed", "rule", "png", "overwrite", "memory", "scratch")
     options = {name: getattr(args, name) for name in names}
     try:
@@ -155,6 +157,7 @@ def _evaluate(args: argparse.Namespace) -> int | None:
         if target is not None:
             check_target(target)
     model, cfg = _load_model(args.model, args.overrides)
+    cfg = _with_flips(cfg, args.flips)
     cases = find_labelled_cases(data=args.data, images=args.images, labels=args.labels)
     known: Sequence[Case] | None = [] if args.baselines else None
     if args.split is not None:
@@ -344,6 +347,17 @@ def _load_edge_model(name: str, overrides: Sequence[str]):
     with _usage_errors():
         model, cfg = load_edge_model(name)
         return model, with_reading(cfg, overrides)
+
+
+def _with_flips(cfg: Config, flips: str | None) -> Config:
+    """The recipe with the axes that were asked for; "none" for none of them."""
+    if flips is None:
+        return cfg
+    import dataclasses
+
+    with _usage_errors():
+        predict = dataclasses.replace(cfg.predict, flips="" if flips == "none" else flips)
+        return dataclasses.replace(cfg, predict=predict)
 
 
 def _is_without_torch(args: argparse.Namespace) -> bool:

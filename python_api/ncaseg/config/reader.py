@@ -103,6 +103,8 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def _spell_out(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(tree, Mapping):
+        raise TypeError(f"a recipe must be a table of sections; got a {type(tree).__name__}")
     model = tree.get("model")
     if not isinstance(model, Mapping):
         return tree

@@ -12,6 +12,7 @@ from ncaseg.models.base import Segmenter
 from ncaseg.provenance import describe
 
 METRICS = ("hard_dice", "iou", "soft_dice")
+MISSED = 0.3  # a hard Dice below: the object was hardly found
 
 
 def assemble(
@@ -34,9 +35,9 @@ def assemble(
         samples, seed: the ensemble.
 
     Returns:
-        ``model``, ``recipe``, ``samples``, ``seed``, ``num_cases``, ``mean``, ``std``, ``conditions``, ``parameters``,
-        ``seconds_per_case`` (from the loaded case to its labels; reading and scoring do not count), ``made``,
-        ``cases``.
+        ``model``, ``recipe``, ``samples``, ``seed``, ``num_cases``, ``mean``, ``std``, ``missed`` (see
+        :func:`count_missed`), ``conditions``, ``parameters``, ``seconds_per_case`` (from the loaded case to its labels;
+        reading and scoring do not count), ``made``, ``cases``.
     """
     return {
         "model": name,
@@ -46,6 +47,7 @@ def assemble(
         "num_cases": len(rows),
         "mean": summarise(rows, METRICS, mean),
         "std": summarise(rows, METRICS, deviation),
+        "missed": count_missed([row["hard_dice"] for row in rows if row["hard_dice"] is not None]),
         "conditions": {
             "foreground": "every label above 0, merged",
             "averaging": "one score per case, then the mean over cases; std is the population's, classes_std and "
@@ -57,6 +59,16 @@ def assemble(
         "made": describe(),
         "cases": list(rows),
     }
+
+
+def count_missed(dice: Sequence[float]) -> dict[str, int]:
+    """How many of these cases were missed: a hard Dice below 0.3, and those of 0 among them.
+
+    Example:
+        >>> count_missed([0.0, 0.2, 0.3, 0.9])
+        {'of': 4, 'below_0.3': 2, 'zero': 1}
+    """
+    return {"of": len(dice), f"below_{MISSED}": sum(d < MISSED for d in dice), "zero": sum(d == 0 for d in dice)}
 
 
 def summarise(

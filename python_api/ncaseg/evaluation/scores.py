@@ -46,6 +46,7 @@ class Scoring:
         """What the numbers hold under."""
         conditions = {
             "threshold": self.threshold(cfg, rule),
+            **({"flips": f"members see the image mirrored along {cfg.predict.flips}"} if cfg.predict.flips else {}),
             "grid": "native voxels of the label; no resampling",
             "empty": f"prediction and label both empty: {empty}",
             "soft_dice": "2 sum(p t) / (sum(p) + sum(t)), p the largest over channels; no smoothing",

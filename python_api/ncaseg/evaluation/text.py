@@ -18,6 +18,7 @@ def format_table(scores: Mapping[str, Any]) -> str:
     lines = [f"{'case':<{width}}  " + "  ".join(f"{metric:>9}" for metric in METRICS)]
     named = [(row["id"], row) for row in scores["cases"]] + [(key, scores[key]) for key in ("mean", "std")]
     lines += [f"{name:<{width}}  " + "  ".join(f"{_show(row[m]):>9}" for m in METRICS) for name, row in named]
+    lines.append(_describe_missed(scores["missed"]))
     for value, entry in scores["classes"].items():
         spread = scores.get("classes_std", {}).get(value, {})
         shown = [_show(number) + _show_spread(spread.get(name)) for name, number in entry.items()]
@@ -65,6 +66,13 @@ def _describe_empty(scores: Mapping[str, Any], name: str) -> str:
     how = counted[scores["conditions"]["empty"].rpartition(" ")[2]]
     named = f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"
     return f"; empty in prediction and label in {len(empty)} of {scores['num_cases']} cases, {how}: {named}"
+
+
+def _describe_missed(missed: Mapping[str, int]) -> str:
+    """Beside the mean, which a few of them can hide in."""
+    count = max(missed["of"], 1)
+    shown = (f"{missed[key]} ({100 * missed[key] / count:.1f} %)" for key in ("below_0.3", "zero"))
+    return "missed, of {}: hard_dice below 0.3 in {}, 0 in {}".format(missed["of"], *shown)
 
 
 def _describe_gain(scores: Mapping[str, Any]) -> str:

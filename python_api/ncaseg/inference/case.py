@@ -14,7 +14,7 @@ import numpy as np
 
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume
-from ncaseg.ensemble import DEFAULT_RULE, check_finite, check_rule, combine, nqm
+from ncaseg.ensemble import DEFAULT_RULE, check_finite, check_rule, combine, mirrored_axes, nqm
 from ncaseg.lean.model import EdgeModel, run_member
 from ncaseg.lean.tiled import Plan, check_scratch, run_in_tiles
 
@@ -66,9 +66,9 @@ def answer(
 
     The members are combined by ``rule``, and a channel claims the cells whose probability is above
     ``cfg.predict.threshold`` (0.5). Member i draws its fire bits from (seed, sample i), so it is the same alone and
-    among
-    others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a time.
-    A model that samples masks gives the mean of its clipped samples instead, between 0 and 1, and knows no median.
+    among others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a
+    time. With ``cfg.predict.flips`` members see mirrored images, and their answers are mirrored back. A model that
+    samples masks gives the mean of its clipped samples instead, between 0 and 1, and knows no median.
 
     Args:
         model: from ``build_model``, ``load_model`` or ``load_edge_model`` (the same computation as the former two on
@@ -110,10 +110,15 @@ def predict_large(
     """The labels and the variance of ``answer`` within the memory of a plan (from ``plan_prediction``).
 
     Without a norm they have the same bits, whatever the plan; with one they agree up to rounding.
+
+    Raises:
+        ValueError: there are tiles, and ``cfg.predict.flips``.
     """
     if plan.tiles is None:
         answered = answer(model, volume, cfg, samples, seed, with_spread=with_variance, rule=rule)
         return answered.labels, answered.variance
+    if cfg.predict.flips:
+        raise ValueError(f"flips must be none for a volume in tiles; got {cfg.predict.flips!r}. Give more memory")
     labels = np.empty(volume.native_size, np.uint8)
     variance = np.empty(volume.native_size, np.float32) if with_variance else None
     check_scratch(plan, scratch)
@@ -159,7 +164,7 @@ def _answer_of_logits(
 ) -> Answer:
     logits: Iterable[np.ndarray]
     if isinstance(model, EdgeModel):
-        logits = (run_member(model, volume.image, seed=seed, member=i) for i in range(samples))
+        logits = (_run_mirrored(model, volume, cfg, seed, i) for i in range(samples))
     else:
         logits = member_logits(model, volume, cfg, samples, seed)
     grid = None
@@ -200,9 +205,17 @@ def member_logits(model: Segmenter, volume: Volume, cfg: Config, samples: int, s
     image = torch.from_numpy(volume.image).to(device)  # [C_in, *S]
     at_once = max(1, MEMBER_BUDGET_BYTES // (model.cell_bytes * image[0].numel()))
     for first in range(0, samples, at_once):
-        members = image.expand(min(at_once, samples - first), *image.shape)
+        views = [mirrored_axes(cfg.predict.flips, i) for i in range(first, min(first + at_once, samples))]
+        members = torch.stack([image.flip(v) for v in views]) if any(views) else image.expand(len(views), *image.shape)
         with torch.no_grad():
-            yield from model(members, seed=seed, first_sample=first).cpu().numpy()
+            logits = model(members, seed=seed, first_sample=first).cpu().numpy()
+        yield from (np.flip(member, view) for member, view in zip(logits, views, strict=True))
+
+
+def _run_mirrored(model: EdgeModel, volume: Volume, cfg: Config, seed: int, member: int) -> np.ndarray:
+    axes = mirrored_axes(cfg.predict.flips, member)
+    seen = np.ascontiguousarray(np.flip(volume.image, axes))  # without axes the image itself, not a copy
+    return np.flip(run_member(model, seen, seed=seed, member=member), axes)
 
 
 def _with_own_statistics(model: Segmenter) -> Segmenter:

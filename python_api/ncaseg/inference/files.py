@@ -136,7 +136,8 @@ class _Run:
             options = {"rule": self.rule, "with_spread": self.png}
             answered = answer(self.model, volume, self.cfg, self.samples, self.seed, **options)
             return answered.labels, answered.variance
-        plan = plan_prediction(self.model, volume, samples=self.samples, budget_bytes=self.memory, **options)
+        budget = self.memory - (volume.image.nbytes if self.cfg.predict.flips else 0)  # for the mirrored copy
+        plan = plan_prediction(self.model, volume, samples=self.samples, budget_bytes=budget, **options)
         print(f"{volume.id}: {plan}", flush=True)
         scratch = self.scratch
         return predict_large(self.model, volume, self.cfg, self.samples, self.seed, plan, scratch=scratch, **options)

@@ -59,6 +59,7 @@ class Ensemble:
             "samples": self.samples,
             "seed": self.seed,
             "rule": self.rule,
+            **({"flips": self.cfg.predict.flips} if self.cfg.predict.flips else {}),
             "artifacts_renormalised": self.renormalise,
         }
 

@@ -1,14 +1,18 @@
 """Checkpoints: the model comes back with its recipe, and every file that does not fit is explained."""
 
 import json
+import resource
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ncakern
 from ncaseg import config, zoo
 from ncaseg.checkpoint.model import add_metadata, load_model, load_state, save_model, save_state
+from ncaseg.lean.model import load_edge_model
 from ncaseg.models import build_model
 from ncaseg.papers.runs import significant_differences
 
@@ -126,3 +130,103 @@ def test_added_metadata_leave_the_rest_alone(path, model):
     assert cfg == CFG
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def flips(content, count, first=0):
+    """Copies with one bit turned, at places drawn from a fixed seed."""
+    rng = np.random.default_rng(0)
+    for place in rng.integers(first, len(content), count):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        yield bytes(damaged)
+
+
+def test_no_flipped_bit_gives_another_model(path, model):
+    content, expected = path.read_bytes(), model.state_dict()
+    for damaged in flips(content, 150):
+        path.write_bytes(damaged)
+        try:
+            loaded, cfg, _ = load_model(path)
+        except ValueError as error:
+            assert path.name in str(error)
+            continue
+        assert cfg == CFG and all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+
+
+def test_no_flipped_bit_gives_another_state(tmp_path):
+    state = {"step": 7, "model": {"w": torch.arange(200.0)}, "optimizer": {"lr": 0.25, "moments": [torch.ones(50)]}}
+    path = tmp_path / "state.pt"
+    save_state(path, state)
+    for damaged in flips(path.read_bytes(), 150):
+        path.write_bytes(damaged)
+        try:
+            loaded = load_state(path)
+        except ValueError as error:
+            assert path.name in str(error)
+            continue
+        assert loaded["step"] == 7 and loaded["optimizer"]["lr"] == 0.25
+        assert torch.equal(loaded["model"]["w"], state["model"]["w"])
+        assert torch.equal(loaded["optimizer"]["moments"][0], torch.ones(50))
+
+
+def test_files_without_a_checksum_are_read(path, model):
+    rewrite(path, load_file(path))
+    assert torch.equal(
+        load_model(path)[0].state_dict()["levels.0.out_weight"], model.state_dict()["levels.0.out_weight"]
+    )
+
+
+def test_weights_that_are_not_finite_are_named(path):
+    tensors = load_file(path)
+    tensors["levels.0.out_weight"][1, 0] = float("nan")
+    rewrite(path, tensors)
+    with pytest.raises(
+        ValueError, match=r"m.safetensors holds weights that are NaN or infinite, in levels.0.out_weight"
+    ):
+        load_model(path)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        load_edge_model(path)
+
+
+def test_tensors_of_another_type_are_named(path):
+    tensors = load_file(path)
+    tensors["levels.0.out_weight"] = tensors["levels.0.out_weight"].to(torch.int32)
+    rewrite(path, tensors)
+    with pytest.raises(ValueError, match=r"must hold float32 tensors; it holds levels.0.out_weight \(int32\)"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("load", [load_model, load_edge_model])
+def test_a_recipe_that_asks_for_gigabytes_is_refused_before_they_are_taken(path, load):
+    recipe = config.to_dict(CFG)
+    recipe["model"]["hidden"] = 99_999
+    rewrite(path, load_file(path), recipe=json.dumps(recipe))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"wrong shapes \['levels.0.hidden_"):
+        load(path)
+    recipe["model"]["hidden"] = 10_000_000
+    rewrite_unchecked(path, json.dumps(recipe))
+    with pytest.raises(ValueError, match=r"m.safetensors must hold a recipe.*model.hidden must be at most 100,000"):
+        load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+def rewrite_unchecked(path, recipe):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata=metadata | {"recipe": recipe})
+
+
+@pytest.mark.parametrize("recipe", ["", "{", "[]", "{}", '{"name": "x", "train": {"stepz": 1}}', "[" * 100_000])
+def test_a_recipe_that_cannot_be_read_is_named(path, recipe):
+    rewrite(path, load_file(path), recipe=recipe)
+    with pytest.raises(ValueError, match=r"m.safetensors must hold a recipe that can be read"):
+        load_model(path)
+
+
+def test_a_file_named_like_a_zoo_entry_is_said_to_win(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = zoo.names()[0]
+    path.rename(tmp_path / name)
+    assert load_model(name)[1] == CFG
+    assert f"note: {name} is a file here; it is used, not the zoo entry of that name" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from seg.tiny import tiny_config, tiny_model, write_scan
 
 from ncaseg.checkpoint.model import save_model
 from ncaseg.cli import verbs
+from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 
 TINY_TRAINING = ["model.channels=4", "model.hidden=8", "model.steps=[2]", "train.steps=2", "train.validate_every=1"]
@@ -248,6 +249,24 @@ def test_evaluate_says_what_the_ensemble_gains(model, phantoms, tmp_path, capsys
     comparison = json.loads((tmp_path / "scores.json").read_text())["comparison"]
     assert comparison["samples"] == 1
     assert set(comparison["gain"]["hard_dice"]) == {"mean", "std"}
+
+
+def test_flips_are_an_option_of_predict_and_evaluate(model, phantoms, tmp_path, capsys):
+    for flips in ("xy", "none"):
+        options = ["--samples", 2, "--flips", flips, "--json", tmp_path / f"{flips}.json"]
+        assert run("evaluate", model, "--data", phantoms, *options) == 0
+    assert "missed, of 5: hard_dice below 0.3 in " in capsys.readouterr().out
+    flipped, plain = (json.loads((tmp_path / f"{flips}.json").read_text()) for flips in ("xy", "none"))
+    assert "flips" in flipped["conditions"] and "flips" not in plain["conditions"]
+    assert flipped["mean"] != plain["mean"]
+    scan = find_cases(phantoms)[0].image
+    for flips, memory in (("xy", []), ("none", []), ("xy", ["--memory", "4GB"])):
+        out = tmp_path / f"{flips}{len(memory)}.nii.gz"
+        assert run("predict", model, scan, "-o", out, "--samples", 2, "--flips", flips, *memory) == 0
+    labels = [np.asarray(nib.load(tmp_path / f"{name}.nii.gz").dataobj) for name in ("xy0", "none0", "xy2")]
+    assert np.array_equal(labels[0], labels[2]) and not np.array_equal(labels[0], labels[1])
+    assert run("predict", model, scan, "-o", tmp_path / "a.nii.gz", "--flips", "ab") == 2
+    assert "predict.flips must name some of the axes xyz" in capsys.readouterr().err
 
 
 def test_rules_of_the_command_are_those_of_the_ensemble(capsys):

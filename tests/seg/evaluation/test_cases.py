@@ -72,6 +72,21 @@ def test_empty_rule(empty, expected):
     assert scores["classes"] == {"1": {"recall": None}, "2": {"recall": None}}
 
 
+def test_missed_cases_stand_beside_the_mean(scores):
+    dice = [row["hard_dice"] for row in scores["cases"]]
+    below, zero = sum(d < 0.3 for d in dice), sum(d == 0 for d in dice)
+    assert scores["missed"] == {"of": 3, "below_0.3": below, "zero": zero}
+    table = format_table({**scores, "missed": {"of": 200, "below_0.3": 14, "zero": 1}})
+    assert "missed, of 200: hard_dice below 0.3 in 14 (7.0 %), 0 in 1 (0.5 %)" in table.splitlines()
+
+
+def test_flips_are_among_the_conditions(phantoms):
+    cfg = tiny_config()
+    cfg = dataclasses.replace(cfg, predict=dataclasses.replace(cfg.predict, flips="xy"))
+    found = score_cases(tiny_model(cfg), cfg, find_cases(phantoms)[:1], name="tiny", samples=4)
+    assert found["conditions"]["flips"] == "members see the image mirrored along xy"
+
+
 def test_case_without_label_cannot_be_scored():
     with pytest.raises(ValueError, match="case must have a label"):
         score_volume(PROBABILITIES, LABELS, SimpleNamespace(id="case", label=None), tiny_config(), "one")

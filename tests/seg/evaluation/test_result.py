@@ -13,6 +13,11 @@ def test_deviation_over_folds_is_that_of_a_sample():
     assert result.deviation(folds) == pytest.approx(0.796, abs=0.001)
 
 
+def test_missed_cases_are_counted_below_the_limit_not_at_it():
+    assert result.count_missed([0.0, 0.0, 0.1, 0.3, 0.95]) == {"of": 5, "below_0.3": 3, "zero": 2}
+    assert result.count_missed([]) == {"of": 0, "below_0.3": 0, "zero": 0}
+
+
 def test_too_few_values_have_no_number():
     assert result.mean([]) is result.deviation([]) is result.sample_deviation([]) is None
     assert (result.mean([2.0]), result.deviation([2.0]), result.sample_deviation([2.0])) == (2.0, 0.0, None)

@@ -9,12 +9,15 @@ import torch
 from seg.tiny import tiny_config, tiny_model, write_scan
 
 from ncaseg.checkpoint.model import save_model
+from ncaseg.config import PredictConfig, load_recipe
 from ncaseg.data.dataset import load_case
 from ncaseg.data.formats.nifti import Nifti
 from ncaseg.data.index import Case
 from ncaseg.inference import case as case_module
-from ncaseg.inference.case import answer, labels_of
+from ncaseg.inference.case import answer, labels_of, predict_large
 from ncaseg.inference.files import predict_path, save_labels
+from ncaseg.lean.model import from_torch
+from ncaseg.lean.tiled import Plan
 
 
 @pytest.fixture
@@ -41,6 +44,36 @@ def test_members_in_one_call_equal_members_one_by_one(volume):
     probabilities, variance = found.probabilities, found.variance
     np.testing.assert_allclose(probabilities, torch.sigmoid(logits.mean(0)).numpy(), atol=1e-5)
     np.testing.assert_allclose(variance, torch.sigmoid(logits).var(0, unbiased=False)[0].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+def test_flips_show_members_the_mirrored_image_in_turn(volume, monkeypatch, budget):
+    cfg = tiny_config()
+    cfg = dataclasses.replace(cfg, predict=dataclasses.replace(cfg.predict, flips="xz"))
+    model = tiny_model(cfg)
+    if budget is not None:
+        monkeypatch.setattr(case_module, "MEMBER_BUDGET_BYTES", budget)
+    logits = []
+    for index, axes in enumerate([(), (1,), (3,), (1, 3), ()]):
+        seen = dataclasses.replace(volume, image=np.ascontiguousarray(np.flip(volume.image, axes)))
+        logits.append(member(model, seen, 5, index).flip(axes))
+    expected = torch.sigmoid(torch.stack(logits).mean(0)).numpy()
+    assert np.abs(expected - answer(model, volume, tiny_config(), 5, 5).probabilities).max() > 1e-3
+    for network in (model, from_torch(model, cfg.model)):
+        found = answer(network, volume, cfg, 5, 5).probabilities
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_wrong_flips_are_named(volume):
+    for wrong in ("xx", "w"):
+        with pytest.raises(ValueError, match="predict.flips must name some of the axes xyz, each once"):
+            PredictConfig(flips=wrong)
+    with pytest.raises(ValueError, match="predict.flips must be empty where masks are sampled"):
+        load_recipe("medsegdiff-small", ["predict.flips=xy"])
+    cfg = dataclasses.replace(tiny_config(), predict=PredictConfig(flips="x"))
+    plan = Plan(2, 1, tiles=())
+    with pytest.raises(ValueError, match="flips must be none for a volume in tiles"):
+        predict_large(from_torch(tiny_model(cfg), cfg.model), volume, cfg, 1, 0, plan)
 
 
 def test_turns_of_members_give_the_same_result(volume, monkeypatch):

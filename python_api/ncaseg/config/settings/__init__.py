@@ -67,6 +67,8 @@ class Config:
         require(channels <= self.model.in_channels, "diffusion.image_channels", limit, channels)
         is_flat = self.train.slices == 0 or self.model.ndim == 2
         require(is_flat, "train.slices", "be 0 unless model.ndim is 2", self.train.slices)
+        is_free = self.predict.flips == "" or not self.model.is_diffusion
+        require(is_free, "predict.flips", "be empty where masks are sampled", self.predict.flips)
         if isinstance(self.model, CdalModelConfig) and self.cdal.generator == "nca":
             self._check_automata_of_cdal(self.model)
 

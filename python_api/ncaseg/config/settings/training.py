@@ -98,15 +98,20 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
     """The pseudo-ensemble: ``samples`` members combined by ``rule``, by default the sigmoid of the mean of their logits
-    (M3D-NCA), see :func:`ncaseg.ensemble.combine`; foreground is what exceeds ``threshold``."""
+    (M3D-NCA), see :func:`ncaseg.ensemble.combine`; foreground is what exceeds ``threshold``. With ``flips``, some of
+    the letters "xyz", the members see the image mirrored along these axes in turn, see
+    :func:`ncaseg.ensemble.mirrored_axes`."""
 
     samples: int = 10
     rule: str = "mean-logit"
     threshold: float = 0.5
     seed: int = 0
+    flips: str = ""
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "predict.samples", "be at least 1", self.samples)
         require_one_of("predict.rule", self.rule, ("mean-logit", "mean-probability", "median"))
         require(0.0 < self.threshold < 1.0, "predict.threshold", "lie between 0 and 1", self.threshold)
         require(self.seed >= 0, "predict.seed", "not be negative", self.seed)
+        is_known = set(self.flips) <= set("xyz") and len(set(self.flips)) == len(self.flips)
+        require(is_known, "predict.flips", "name some of the axes xyz, each once", self.flips)
