@@ -34,8 +34,8 @@ class Answer:
     a channel for the background that of the highest mean. ``seconds`` passed from the volume to the labels.
 
     Where the spread was asked for, ``variance`` ``[*S]`` float32 is the population variance of the members'
-    probabilities,
-    the mean over all channels, and ``nqm`` their quality score: on the network's grid where masks are sampled.
+    probabilities, the mean over all channels, and ``nqm`` their quality score: on the network's grid where masks are
+    sampled.
 
     Where the grid was asked for, ``grid`` ``[C_out, *S]`` holds the probabilities on the network's grid, None if that
     is the native one and nothing is sampled; ``uncut`` is the mean of samples that may leave [0, 1], of a
