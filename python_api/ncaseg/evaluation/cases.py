@@ -16,12 +16,13 @@ from ncaseg.data.split import load_split
 from ncaseg.evaluation.baselines import score_baselines
 from ncaseg.evaluation.medsegdiff import MaskScoring
 from ncaseg.evaluation.result import METRICS, assemble, deviation, mean
-from ncaseg.evaluation.scores import Scoring
+from ncaseg.evaluation.scores import LabelScoring, Scoring, VolumeScoring
 from ncaseg.evaluation.text import format_table, write_csv, write_json
 from ncaseg.inference.case import answer
 from ncaseg.models.base import Segmenter
 
-SCORINGS = {"medsegdiff": MaskScoring()}  # kinds of model that are scored in a way of their own
+# Kinds of model that are scored in a way of their own.
+SCORINGS = {"m3d": VolumeScoring(), "unet": VolumeScoring(), "medsegdiff": MaskScoring(), "cdal": LabelScoring()}
 
 
 def find_labelled_cases(

@@ -12,7 +12,8 @@ from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, pad_end
 from ncaseg.data.resample import resize_image
 from ncaseg.ensemble import FORMULAS
-from ncaseg.evaluation import metrics, protocols
+from ncaseg.evaluation import metrics
+from ncaseg.evaluation.protocols import CDAL, M3D, Scores, e_cdal, e_m3d
 from ncaseg.evaluation.result import mean, sample_deviation, summarise_groups
 from ncaseg.inference.case import Answer
 
@@ -30,13 +31,21 @@ class Scoring:
     def score(self, answered: Answer, volume: Volume, cfg: Config, empty: str) -> dict[str, Any]:
         """One case: the entries of :func:`score_volume`, and ``protocols`` where there are any."""
         scores = score_volume(answered.probabilities, answered.labels, volume, cfg, empty)
-        named = _score_protocols(answered, volume, cfg)
+        named = {} if answered.grid is None else self.protocols(answered.grid, volume)
         return {**scores, **({"protocols": named} if named else {})}
+
+    def protocols(self, grid: np.ndarray, volume: Volume) -> dict[str, Scores]:
+        """What papers take of the probabilities ``[C_out, *S]`` on the network's grid, by name of the protocol."""
+        return {}
+
+    def threshold(self, cfg: Config, rule: str) -> str:
+        """What foreground is, in words."""
+        return f"p = {FORMULAS[rule]} > {cfg.predict.threshold}"
 
     def conditions(self, cfg: Config, rule: str, empty: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         """What the numbers hold under."""
         conditions = {
-            "threshold": _describe_threshold(cfg, rule),
+            "threshold": self.threshold(cfg, rule),
             **({"flips": f"members see the image mirrored along {cfg.predict.flips}"} if cfg.predict.flips else {}),
             "grid": "native voxels of the label; no resampling",
             "empty": f"prediction and label both empty: {empty}",
@@ -51,6 +60,26 @@ class Scoring:
             groups = [row[key] for row in rows]
             result |= {key: summarise_groups(groups, mean), f"{key}_std": summarise_groups(groups, sample_deviation)}
         return result
+
+
+class VolumeScoring(Scoring):
+    """M3D-NCA and its baseline: also E-M3D, off the native grid."""
+
+    def protocols(self, grid: np.ndarray, volume: Volume) -> dict[str, Scores]:
+        return {M3D: e_m3d(grid.max(axis=0), grid_mask(volume))}
+
+
+class LabelScoring(Scoring):
+    """cDAL: also E-CDAL, of pictures with one label."""
+
+    def protocols(self, grid: np.ndarray, volume: Volume) -> dict[str, Scores]:
+        is_flat = len(grid) == 1 and grid.shape[3] == 1
+        return {CDAL: e_cdal(grid[0], grid_mask(volume))} if is_flat else {}
+
+    def threshold(self, cfg: Config, rule: str) -> str:
+        if cfg.model.has_background:
+            return "the channel, background or class, with the highest mean of the samples"
+        return f"p = mean of the samples, 0 to 1, > {cfg.predict.threshold}"
 
 
 def score_volume(
@@ -117,21 +146,3 @@ def grid_mask(volume: Volume) -> np.ndarray:
     """The foreground ``[*S]`` on the network's grid by nearest neighbour, bool; the padding is none."""
     masks = volume.to_content((volume.require_label() > 0)[None].astype(np.float32))
     return pad_end(masks, volume.image.shape[1:])[0] > 0
-
-
-def _score_protocols(answered: Answer, volume: Volume, cfg: Config) -> dict[str, protocols.Scores]:
-    """E-M3D of an M3D-NCA or its baseline off the native grid; E-CDAL of a picture with one label by a cDAL."""
-    if answered.grid is None:
-        return {}
-    if cfg.model.kind in ("m3d", "unet"):
-        return {protocols.M3D: protocols.e_m3d(answered.grid.max(axis=0), grid_mask(volume))}
-    if cfg.model.kind == "cdal" and len(answered.grid) == 1 and answered.grid.shape[3] == 1:
-        return {protocols.CDAL: protocols.e_cdal(answered.grid[0], grid_mask(volume))}
-    return {}
-
-
-def _describe_threshold(cfg: Config, rule: str) -> str:
-    if cfg.model.has_background:
-        return "the channel, background or class, with the highest mean of the samples"
-    formula = "mean of the samples, 0 to 1," if cfg.model.is_diffusion else FORMULAS[rule]
-    return f"p = {formula} > {cfg.predict.threshold}"

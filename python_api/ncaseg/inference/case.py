@@ -34,8 +34,8 @@ class Answer:
     a channel for the background that of the highest mean. ``seconds`` passed from the volume to the labels.
 
     Where the spread was asked for, ``variance`` ``[*S]`` float32 is the population variance of the members'
-    probabilities,
-    the mean over all channels, and ``nqm`` their quality score: on the network's grid where masks are sampled.
+    probabilities, the mean over all channels, and ``nqm`` their quality score: on the network's grid where masks are
+    sampled.
 
     Where the grid was asked for, ``grid`` ``[C_out, *S]`` holds the probabilities on the network's grid, None if that
     is the native one and nothing is sampled; ``uncut`` is the mean of samples that may leave [0, 1], of a
@@ -66,10 +66,9 @@ def answer(
 
     The members are combined by ``rule``, and a channel claims the cells whose probability is above
     ``cfg.predict.threshold`` (0.5). Member i draws its fire bits from (seed, sample i), so it is the same alone and
-    among
-    others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a time.
-    With ``cfg.predict.flips`` members see mirrored images, and their answers are mirrored back.
-    A model that samples masks gives the mean of its clipped samples instead, between 0 and 1, and knows no median.
+    among others: a model with norm "batch" runs with norm "instance", which is the same computation one member at a
+    time. With ``cfg.predict.flips`` members see mirrored images, and their answers are mirrored back. A model that
+    samples masks gives the mean of its clipped samples instead, between 0 and 1, and knows no median.
 
     Args:
         model: from ``build_model``, ``load_model`` or ``load_edge_model`` (the same computation as the former two on

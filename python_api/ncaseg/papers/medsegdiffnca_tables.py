@@ -84,8 +84,9 @@ def draw_pictures(runs: Sequence[Run], data: str | Path, out: str | Path) -> lis
     return paths
 
 
-def show_pictures(pictures: Sequence[Path]) -> str:
-    """Markdown that shows what :func:`draw_pictures` drew; empty without pictures."""
+def show_sampling(runs: Sequence[Run], data: str | Path, out: Path) -> str:
+    """Markdown that shows what :func:`draw_pictures` draws; empty without pictures."""
+    pictures = draw_pictures(runs, data, out)
     if not pictures:
         return ""
     return "\n".join(["\n## Sampling\n", *(f"![{path.stem}](pictures/{path.name})\n" for path in pictures)]) + "\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ncaseg import config
@@ -26,6 +28,28 @@ from ncaseg.training.loop import train
 SAMPLES = 10
 
 
+@dataclass(frozen=True)
+class Form:
+    """What a form of paper asks of its runs.
+
+    ``tables`` makes them; ``inspects``: quality control; ``baselines``: what needs no model is scored too;
+    ``own_samples``: ensembles have the size that the recipe says; ``draw``: Markdown of pictures, on data.
+    """
+
+    tables: ModuleType
+    inspects: bool = False
+    baselines: bool = False
+    own_samples: bool = False
+    draw: Callable[[Sequence[Run], str | Path, Path], str] | None = None
+
+
+FORMS = {
+    "volumes": Form(m3d_tables, inspects=True),
+    "masks": Form(medsegdiffnca_tables, baselines=True, draw=medsegdiffnca_tables.show_sampling),
+    "labels": Form(cdal_tables, own_samples=True),
+}
+
+
 def write_tables(
     paper: Paper, runs: Sequence[Run], out: str | Path, name: str, data: str | Path | None = None
 ) -> list[Path]:
@@ -35,12 +59,12 @@ def write_tables(
     sampled masks the runs on the dataset in ``data`` are drawn as well, see ``medsegdiffnca_tables.draw_pictures``.
     """
     out = Path(out)
-    maker = {"volumes": m3d_tables, "masks": medsegdiffnca_tables, "labels": cdal_tables}[paper.form]
-    tables = maker.make_tables(paper, [run for run in runs if not run.on_phantoms])
+    form = FORMS[paper.form]
+    tables = form.tables.make_tables(paper, [run for run in runs if not run.on_phantoms])
     phantoms = [run.conditions() for run in runs if run.on_phantoms]
-    text = maker.to_markdown(paper, tables) + markdown.phantoms(phantoms)
-    if paper.form == "masks" and data is not None:
-        text += medsegdiffnca_tables.show_pictures(medsegdiffnca_tables.draw_pictures(runs, data, out))
+    text = form.tables.to_markdown(paper, tables) + markdown.phantoms(phantoms)
+    if form.draw is not None and data is not None:
+        text += form.draw(runs, data, out)
     paths = [out / f"{name}.md", out / f"{name}.json"]
     content = {"written": describe(), **tables, "phantoms": phantoms}
     write_text(paths[0], text)
@@ -83,7 +107,7 @@ def run_missing(paper: Paper, data: str | Path, out: str | Path, runs: Sequence[
         folders = [run.folder for run in finished if run.folder.parent.resolve() == own.resolve()]
         if planned in trained:
             folders = [trained[planned]]
-            _train_and_score(planned, data, folders[0])
+            _train_and_score(FORMS[paper.form], planned, data, folders[0])
         for folder in folders:
             if _lacks_inspection(paper, planned, folder):
                 _inspect(paper, data, folder)
@@ -133,14 +157,14 @@ def _check_folder(planned: PlannedRun, folder: Path) -> None:
 
 def _lacks_inspection(paper: Paper, planned: PlannedRun, folder: Path) -> bool:
     """Whether quality control is missing and has a meaning: only models that are random have a spread."""
-    if paper.form != "volumes" or planned.variant == "no_duplication":
+    if not FORMS[paper.form].inspects or planned.variant == "no_duplication":
         return False
     is_random = config.load_recipe(planned.recipe).model.is_random
     has_weights = (folder / "model.safetensors").exists()
     return is_random and has_weights and "detection" not in _read_json(folder / "qc.json")
 
 
-def _train_and_score(planned: PlannedRun, data: Path, folder: Path) -> None:
+def _train_and_score(form: Form, planned: PlannedRun, data: Path, folder: Path) -> None:
     print(f"run {planned.id}: {planned.recipe} {' '.join(planned.overrides)}")
     name = train(config.load_recipe(planned.recipe, planned.overrides), data, folder)
     model, cfg, _ = load_model(name)
@@ -151,10 +175,10 @@ def _train_and_score(planned: PlannedRun, data: Path, folder: Path) -> None:
         cfg,
         cases,
         name=name.name,
-        samples=cfg.predict.samples if cfg.model.kind == "cdal" else SAMPLES,
+        samples=cfg.predict.samples if form.own_samples else SAMPLES,
         seed=cfg.predict.seed,
         compare=1,
-        known=known if cfg.model.kind.startswith("medsegdiff") else None,
+        known=known if form.baselines else None,
         data=data.resolve().name,
         json_file=folder / "scores.json",
     )
