@@ -193,7 +193,7 @@ def soak(folder: Path, count: int) -> str:
 PARTS: dict[str, tuple[Callable[[Path, int], str], int, int]] = {  # what runs, how often, and how often in short
     "kills-training": (kills_training, 50, 5),
     "kills-prediction": (kills_prediction, 25, 3),
-    "full-disk": (full_disk, 24, 3),
+    "full-disk": (full_disk, 12, 3),
     "soak": (soak, 10_000, 500),
 }
 

@@ -152,7 +152,7 @@ def claimed(path: Path, cfg: Config, split: Split, resume: bool) -> Iterator[Non
         FileExistsError, ValueError: as :func:`check_folder`.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("a+", encoding="utf-8") as lock:
+    with (path / ".lock").open("a+b", buffering=0) as lock:
         _lock(lock, path)
         files.remove_stale(path, young_s=0.0)  # whoever wrote here held the lock
         check_folder(path, cfg, resume)  # a process that has ended since may have filled it
@@ -171,14 +171,13 @@ def _lock(lock, path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
-        holder = lock.read().strip() or "a process that does not say its name"
+        holder = lock.read().decode().strip() or "a process that does not say its name"
         raise RuntimeError(
             f"{path} is in use: {holder} trains in it. Wait until it ends, or choose another folder"
         ) from None
     lock.truncate(0)
     with files.naming(path):
-        lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        lock.flush()
+        lock.write(f"process {os.getpid()} on {platform.node()}\n".encode())
 
 
 def find_split(path: Path, cases: list[Case], cfg: Config, groups: Mapping[str, str]) -> Split:

@@ -1,8 +1,10 @@
 """The record of a run (CSV for people, JSONL for programs) and its progress on the terminal."""
 
 import csv
+import errno
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -30,15 +32,17 @@ class RunLog:
         files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         header = ",".join(columns) + "\n"
         files.write_text(folder / "log.csv", header + "".join(self._csv_line(row) for row in kept))
-        self._jsonl = path.open("a", encoding="utf-8")
-        self._csv = (folder / "log.csv").open("a", encoding="utf-8")
+        # Without a buffer, which would fail again where the disk is full, when the files are closed.
+        self._jsonl = path.open("ab", buffering=0)
+        self._csv = (folder / "log.csv").open("ab", buffering=0)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row; it is on its way to the disk when the call returns."""
+        """Append one row; the system has it when the call returns."""
         for file, line in ((self._jsonl, json.dumps(dict(row)) + "\n"), (self._csv, self._csv_line(row))):
             with files.naming(file.name):
-                file.write(line)
-                file.flush()
+                data = line.encode()
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def __enter__(self) -> "RunLog":
         return self
