@@ -4,6 +4,7 @@
 # make test-matrix   all tests on every instruction set, thread count, Python and age of packages that there is
 # make lint       ruff, mypy, clang-format
 # make bench      the rollout against eager PyTorch and torch.compile
+# make fuzz       thousands of random inputs, good and bad, each in a process that may crash
 # make sanitize   the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make aarch64    prediction without torch on an emulated aarch64 CPU; tests/seg/aarch64/check.sh says what it needs
 # make clean      remove what was built, but not the environment
@@ -22,7 +23,7 @@ SOURCES   := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/*.inl csrc/*/*.inl)
 # Every worker has one thread; a test that is about threads asks for its own.
 PYTEST    := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal -p no:benchmark
 
-.PHONY: demo test test-long test-matrix lint bench sanitize aarch64 clean
+.PHONY: demo test test-long test-matrix lint bench fuzz sanitize aarch64 clean
 
 demo: $(INSTALLED)
 	$(BIN)/ncaseg demo -o demo
@@ -44,6 +45,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/pytest benchmarks/rollout/bench_rollout.py --show-capture=no --benchmark-disable-gc --benchmark-columns=min,median,iqr,rounds
+
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz/engine.py --inputs 3000
 
 # The instrumented copy comes before the installed one on the path. Leaks are not looked for: Python and torch keep theirs.
 sanitize: $(INSTALLED)

@@ -1,13 +1,14 @@
 """Fuzzes the Python interface of the engine, in a process that may crash: `python tests/fuzz/engine.py --inputs 3000`.
 
 Inputs are numbered, and a number is its input for ever: `--first 1234 --inputs 1` runs one again. What is found:
-crashes, hangs, wrong results (against the reference in float64), acceptance of what the reference refuses, other exceptions than
-the documented ones, and messages that name no argument.
+crashes, hangs, wrong results (against the reference in float64), acceptance of what the reference refuses, other
+exceptions than the documented ones, and messages that name no argument.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import faulthandler
 import json
 import queue
@@ -36,7 +37,7 @@ class Report:
         return "\n".join([*lines, *[f"  {name}: {n}" for name, n in sorted(self.counts.items())], *self.findings])
 
 
-def work(first: int, count: int) -> None:
+def work(first: int, count: int, crash_at: int) -> None:
     """In the process that may crash: a line before and after every input."""
     faulthandler.enable()
     warnings.simplefilter("ignore")
@@ -47,6 +48,8 @@ def work(first: int, count: int) -> None:
     torch.set_num_threads(2)
     for index in range(first, first + count):
         print(json.dumps({"begin": index}), flush=True)
+        if index == crash_at:
+            ctypes.string_at(0)
         try:
             name, outcome = run_input(index)
             print(json.dumps({"end": index, "outcome": f"{name} {outcome}"}), flush=True)
@@ -54,19 +57,12 @@ def work(first: int, count: int) -> None:
             print(json.dumps({"end": index, "finding": f"{type(error).__name__}: {error}"[:600]}), flush=True)
 
 
-def supervise(first: int, count: int) -> Report:
-    """Run inputs in a process of their own, and in another one after each crash."""
+def supervise(first: int, count: int, *, crash_at: int = -1) -> Report:
+    """Run inputs in a process of their own, and in another one after each crash; one can be asked for."""
     report, last = Report(), first + count
     while first < last:
-        command = [
-            sys.executable,
-            str(Path(__file__)),
-            "--worker",
-            "--first",
-            str(first),
-            "--inputs",
-            str(last - first),
-        ]
+        command = [sys.executable, str(Path(__file__)), "--worker", "--crash-at", str(crash_at)]
+        command += ["--first", str(first), "--inputs", str(last - first)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
             first = _follow(worker, first, report)
     return report
@@ -117,9 +113,10 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--inputs", type=int, default=3000)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--crash-at", type=int, default=-1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.first, arguments.inputs)
+        work(arguments.first, arguments.inputs, arguments.crash_at)
         return 0
     report = supervise(arguments.first, arguments.inputs)
     print(report)
