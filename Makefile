@@ -5,6 +5,7 @@
 # make lint       ruff, mypy, clang-format
 # make torture    kills, full disks, long soaks
 # make bench      the rollout against eager PyTorch and torch.compile
+# make fuzz       thousands of random inputs, good and bad, each in a process that may crash
 # make sanitize   the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make aarch64    prediction without torch on an emulated aarch64 CPU; tests/seg/aarch64/check.sh says what it needs
 # make clean      remove what was built, but not the environment
@@ -18,12 +19,12 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN       := .venv/bin
 INSTALL   := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INSTALLED := .venv/installed
-SOURCES   := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inl csrc/*.inc)
+SOURCES   := $(wildcard csrc/*.cpp csrc/*.h csrc/*.inc csrc/*.inl csrc/*/*.inl)
 
 # Every worker has one thread; a test that is about threads asks for its own.
 PYTEST    := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses auto --dist worksteal -p no:benchmark
 
-.PHONY: demo test test-long test-matrix torture lint bench sanitize aarch64 clean
+.PHONY: demo test test-long test-matrix torture lint bench fuzz sanitize aarch64 clean
 
 demo: $(INSTALLED)
 	$(BIN)/ncaseg demo -o demo
@@ -48,6 +49,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/pytest benchmarks/rollout/bench_rollout.py --show-capture=no --benchmark-disable-gc --benchmark-columns=min,median,iqr,rounds
+
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz/engine.py --inputs 3000
 
 # The instrumented copy comes before the installed one on the path. Leaks are not looked for: Python and torch keep theirs.
 sanitize: $(INSTALLED)

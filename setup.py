@@ -62,7 +62,7 @@ extension = Pybind11Extension(
     "ncakern._cpu",
     sorted(glob("csrc/*.cpp")),
     # Only what is named here reaches the source distribution.
-    depends=sorted(glob("csrc/*.h") + glob("csrc/*.inl") + glob("csrc/*.inc") + glob("csrc/*.md")),
+    depends=sorted(path for kind in ("h", "inl", "inc", "md") for path in glob(f"csrc/**/*.{kind}", recursive=True)),
     cxx_std=17,
     extra_compile_args=compile_args,
     extra_link_args=link_args,

@@ -16,10 +16,13 @@ namespace amx {
 namespace {
 constexpr int kVL = 16, kRegisters = 32;
 // clang-format off
-#include "simd.inl"
-#include "amx.inl"
-#include "grid.inl"
-#include "rollout_amx.inl"
+#include "simd/vectors.inl"
+#include "simd/cells.inl"
+#include "amx/tiles.inl"
+#include "forward/grid.inl"
+#include "forward/states.inl"
+#include "forward/fire.inl"
+#include "amx/rollout.inl"
 // clang-format on
 
 bool has_instructions() {

@@ -13,7 +13,7 @@ constexpr int kVL = 16, kRegisters = 32;
 
 void fwd(const ForwardArgs& args) { rollout_fwd(args); }
 void bwd(const BackwardArgs& args) { rollout_bwd(args); }
-void moments(const MomentsArgs& args) { take_moments(args); }
+void moments(const MomentsArgs& args) { rollout_moments(args); }
 bool supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -11,7 +11,7 @@ constexpr int kVL = 4, kRegisters = 16;
 
 void fwd(const ForwardArgs& args) { rollout_fwd(args); }
 void bwd(const BackwardArgs& args) { rollout_bwd(args); }
-void moments(const MomentsArgs& args) { take_moments(args); }
+void moments(const MomentsArgs& args) { rollout_moments(args); }
 bool supported() { return true; }
 }  // namespace scalar
 }  // namespace ncakern

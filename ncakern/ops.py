@@ -34,6 +34,7 @@ _TENSOR_NAMES, _SPEC_NAMES, _CALL_NAMES = (
     [argument.split()[-1] for argument in group.split(",")] for group in (_TENSORS, _SPEC, _CALL)
 )
 _NUM_TENSORS = len(_TENSOR_NAMES)
+_OPTIONAL = {argument.split()[-1] for argument in _TENSORS.split(",") if "?" in argument}
 
 
 def rollout(
@@ -128,6 +129,8 @@ def nca_rollout_bwd(d_out: Tensor, kept: Tensor, stats: Tensor, *inputs: Any) ->
     state, *others = tensors
     assert state is not None
     require_like("d_out", d_out, state.shape, state)
+    require_tensor("kept", kept)
+    require_tensor("stats", stats)
     expected_kept = (_num_kept(problem.steps, keywords["keep_every"]), *state.shape)
     expected_stats = _stats_shape(problem, backend.stats_width(problem))
     if _is_missing(kept, expected_kept) or _is_missing(stats, expected_stats):
@@ -146,11 +149,8 @@ def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str
     _refuse_forward_mode()
     tensors, (seed, *options, name) = inputs[:_NUM_TENSORS], inputs[_NUM_TENSORS:]
     numbers = dict(zip(_CALL_NAMES, options[len(_SPEC_NAMES) :], strict=True))
+    _require_one_device(inputs)
     keep_every, device = numbers.pop("keep_every"), tensors[0].device
-    _require_one_device(tensors)
-    for key, tensor in zip(_TENSOR_NAMES, tensors, strict=True):
-        if tensor is not None:
-            require_tensor(key, tensor)
     layouts = tuple([None if t is None else (t.shape, t.dtype) for t in tensors])
     sizes = (numbers["steps"], tuple(numbers["origin"]), tuple(numbers["extent"]))
     problem = _check_layouts(layouts, tuple(options[: len(_SPEC_NAMES)]), sizes, device.type, name)
@@ -214,12 +214,19 @@ def _is_missing(tensor: Tensor, expected: Sequence[int]) -> bool:
     return tensor.numel() == 0 and 0 not in expected
 
 
-def _require_one_device(tensors: Sequence[Tensor | None]) -> None:
-    state, *others = tensors
-    assert state is not None
-    for name, tensor in zip(_TENSOR_NAMES[1:], others, strict=True):
-        if tensor is not None and tensor.device != state.device:
-            raise ValueError(f"{name} must be on the state's device {state.device}; got {tensor.device}")
+def _require_one_device(inputs: Sequence[Any], **saved: Tensor) -> None:
+    """One tensor without data is enough for torch to ask for shapes only, and to leave results unwritten."""
+    named = dict(zip(_TENSOR_NAMES, inputs[:_NUM_TENSORS], strict=True))
+    state, seed = named.pop("state"), inputs[_NUM_TENSORS]
+    require_tensor("state", state)
+    require_tensor("seed", seed)
+    for name, tensor in (named | saved).items():
+        if name in saved or name not in _OPTIONAL or tensor is not None:
+            require_tensor(name, tensor)
+            if tensor.device != state.device:
+                raise ValueError(f"{name} must be on the state's device {state.device}; got {tensor.device}")
+    if seed.is_meta and not state.is_meta:
+        raise ValueError(f"seed must hold a number; got a tensor on {seed.device}")
 
 
 @nca_rollout.register_fake
@@ -227,7 +234,7 @@ def _rollout_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *given, keep = inputs
     named = dict(zip(_SPEC_NAMES + _CALL_NAMES, given[_NUM_TENSORS + 1 : -1], strict=True))
     state, perceive_weight, perceive_bias, hidden_weight, hidden_bias, *_, out_weight, _, _, _ = given[:_NUM_TENSORS]
-    _require_one_device(given[:_NUM_TENSORS])
+    _require_one_device(given)
     num_kept = _num_kept(named["steps"], named["keep_every"]) if keep else 0
     out, kept = state.new_empty(state.shape), state.new_empty((num_kept, *state.shape))
     if not keep:
@@ -241,7 +248,7 @@ def _rollout_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 @nca_rollout_bwd.register_fake
 def _rollout_bwd_fake(d_out: Tensor, kept: Tensor, stats: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     state = inputs[0]
-    _require_one_device(inputs[:_NUM_TENSORS])
+    _require_one_device(inputs, d_out=d_out, kept=kept, stats=stats)
     return tuple(state.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs[:_NUM_TENSORS])
 
 

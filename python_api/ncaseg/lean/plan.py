@@ -91,7 +91,7 @@ def plan_tiles(size: Triple, params: ArrayParams, spec: RolloutSpec, steps: int,
 
 
 def tile_bytes(box: Triple, params: ArrayParams, spec: RolloutSpec, *, in_tiles: bool = False) -> int:
-    """Memory for a rollout on a box: the array, and the padded states inside the kernel (``csrc/rollout_fwd.inl``)."""
+    """Memory for a rollout on a box: the array, and the kernel's padded states (``csrc/forward/rollout.inl``)."""
     filters, channels = params.perceive_bias.shape
     cells = box[0] * box[1] * box[2]
     padded = box[0] * box[1] * (box[2] + 2 * reach_of(params)[2])

@@ -1,9 +1,7 @@
-// Perception over rows of cells: halos, the rows under a filter, depthwise and dense convolution and their adjoints.
-// A row is W + 2*pad_w cells of `channels` floats; the D and H neighbours are reached through row pointers.
+// Depthwise convolution of a row of cells, and the gradients of its filters. A row is W + 2*pad_w cells of `channels`
+// floats; the D and H neighbours are reached through row pointers.
 // kCell is the distance between cells where it is known when compiling (16 channels, one filter), else 0: with it the
 // addresses of a block are constants, and the loads of a block need two registers instead of twenty.
-
-// ---- depthwise ------------------------------------------------------------------------------------------
 
 // out[w][c] (+)= bias + sum over tap rows r and taps e of weight[r][e][c] * rows[r][w + e][c], for CB cells of one
 // vector of channels. Each input is loaded once and used for all kTaps outputs it reaches.
@@ -58,8 +56,9 @@ struct DepthwiseRow {
   int64_t out_cell;
 };
 
+// Not inlined into its switch, where all sizes would share one set of registers and spills.
 template <int kTaps, int kCell>
-static void depthwise_row_cells(const DepthwiseRow& p, int n) {
+static __attribute__((noinline)) void depthwise_row_cells(const DepthwiseRow& p, int n) {
   const int64_t cell = kCell > 0 ? kCell : p.cell, out_cell = kCell > 0 ? kCell : p.out_cell;
   for (int c = 0; c < p.channels; c += kVL) {
     const vf start = p.bias != nullptr ? load(p.bias + c) : vf{};
@@ -196,35 +195,4 @@ static void depthwise_grad(const float* const* rows, int tap_rows, int taps, int
         for (int i = 0; i < n; ++i) acc += load(d_y + i * d_y_cell + c) * load(rows[r] + (i + e) * cell + c);
         store(g, acc);
       }
-}
-
-// ---- dense ----------------------------------------------------------------------------------------------
-
-constexpr int kPanel = 64;  // columns of a weight panel: what a tile row sweeps while the panel sits in L1
-
-// A [K][n] matrix cut into panels of kPanel columns, each contiguous; the last may be narrower.
-struct Panels {
-  const float* data;
-  int K, n;
-  int width(int j) const { return n - j < kPanel ? n - j : kPanel; }
-  const float* at(int j, int k = 0) const { return data + int64_t{j} * K + int64_t{k} * width(j); }
-};
-
-// out[i] = bias + sum over tap rows r of taps[r][i][0 .. run) . weight[r*run ..][*]: a convolution at m cells given by
-// pointers, as one matrix product. `chunk` inputs at a time keep the weights in L1.
-static void dense_cells(const float* const* const* taps, int tap_rows, int run, int chunk, const Panels& weight,
-                        const float* bias, float* out, int64_t out_cell, int m) {
-  for (int j = 0; j < weight.n; j += kPanel) {
-    const int width = weight.width(j);
-    for (int r = 0; r < tap_rows; ++r)
-      for (int k = 0; k < run; k += chunk) {
-        const PointerRows a{taps[r], k};
-        const int length = run - k < chunk ? run - k : chunk;
-        const float* b = weight.at(j, r * run + k);
-        if (r == 0 && k == 0)
-          product<Start::kBias>(a, b, width, length, width, bias + j, out + j, out_cell, m);
-        else
-          product<Start::kAccumulate>(a, b, width, length, width, bias, out + j, out_cell, m);
-      }
-  }
 }

@@ -31,8 +31,6 @@ NCA_INLINE void store_rounded(vf v, __mmask16 mask, bf16* to) {
   _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh((__m512)v));
 }
 
-// ---- tiles ----------------------------------------------------------------------------------------------
-
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};
@@ -61,8 +59,6 @@ template <int kSum, int kLeft, int kRight>
 NCA_INLINE void multiply_add() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kLeft), "i"(kRight));
 }
-
-// ---- products -------------------------------------------------------------------------------------------
 
 // A [depth][columns] matrix as tiles, those of 16 columns one after the other; and what is added to each column.
 struct TileMatrix {

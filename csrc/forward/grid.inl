@@ -1,4 +1,4 @@
-// The grid of one call: sizes rounded up to whole vectors, the pieces of work, padded states and fire bits.
+// The grid of one call: sizes rounded up to whole vectors, what padding reads, and the pieces of work.
 
 static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -21,7 +21,6 @@ constexpr int kSmallBatch = 24, kLargeBatch = 96;  // firing cells per product; 
 constexpr int kMomentBatch = 96;                   // cells per update of the second moments
 constexpr int kFoldCells = 1024;                   // float32 sums run over at most about so many cells
 constexpr int kGroupCells = 1024;                  // cells whose fire bits are drawn at once
-constexpr int kFetchAhead = 24;                    // cells
 
 struct Grid {
   const RolloutArgs& args;
@@ -83,9 +82,10 @@ struct Grid {
     zero_row = take_zeros<float>(std::max(row_floats, int64_t{W + 4 * pw} * F * Cp));
   }
 
-  // ---- work --------------------------------------------------------------------------------------------
-
   int rows_per_group() const { return std::max(1, kGroupCells / W); }
+  int group_of_slot(int slot) const { return groups > 1 ? slot : 0; }
+  int first_slot(int group) const { return groups > 1 ? group : 0; }
+  int last_slot(int group) const { return groups > 1 ? group + 1 : slots; }  // one behind
   int sample_of_chunk(int chunk) const { return chunk / chunks_per_sample; }
   int64_t chunk_begin(int chunk) const {
     const int sample = chunk / chunks_per_sample, i = chunk % chunks_per_sample;
@@ -136,128 +136,9 @@ struct Grid {
     });
   }
 
-  // ---- padded states -----------------------------------------------------------------------------------
-
-  // T: float, or how the values of a state are stored.
+  // Of a padded state. T: float, or how the values of a state are stored.
   template <class T>
   T* cell(T* state, int64_t row, int w) const {
     return state + row * row_floats + int64_t{w + pw} * Cp;
-  }
-
-  template <class T>
-  void fill_halo(T* state, int64_t row) const {
-    for (int i = 1; i <= pw; ++i)
-      for (int w : {-i, W - 1 + i}) {
-        if (map_w[w] < 0)
-          std::memset(cell(state, row, w), 0, sizeof(T) * Cp);
-        else
-          copy(cell(state, row, map_w[w]), cell(state, row, w), Cp);
-      }
-  }
-
-  // Contiguous [cells][C] in the storage dtype -> this thread's rows of a padded float32 state.
-  void load_state(const void* from, int64_t offset, float* state) const {
-    for_rows([&](int64_t row) {
-      if (C == Cp) {
-        load_values(args.storage, from, offset + row * W * C, W * C, cell(state, row, 0));
-      } else {
-        for (int w = 0; w < W; ++w) {
-          load_values(args.storage, from, offset + (row * W + w) * C, C, cell(state, row, w));
-          std::fill(cell(state, row, w) + C, cell(state, row, w) + Cp, 0.0f);
-        }
-      }
-      fill_halo(state, row);
-    });
-  }
-  void store_state(const float* state, void* to, int64_t offset) const {
-    for_rows([&](int64_t row) {
-      if (C == Cp)
-        store_values(args.storage, cell(state, row, 0), W * C, to, offset + row * W * C);
-      else
-        for (int w = 0; w < W; ++w) store_values(args.storage, cell(state, row, w), C, to, offset + (row * W + w) * C);
-    });
-  }
-
-  // Leftmost taps of the row's first cell, for every (D, H) offset of the filter.
-  template <class T>
-  void find_tap_rows(const T* state, int64_t row, const T** taps) const {
-    const int64_t sample = row / plane;
-    const int d = int(row % plane / H), y = int(row % H);
-    for (int i = -pd; i <= pd; ++i)
-      for (int j = -ph; j <= ph; ++j) {
-        const int dd = map_d[d + i], yy = map_h[y + j];
-        *taps++ = dd < 0 || yy < 0 ? (const T*)zero_row : state + ((sample * D + dd) * H + yy) * row_floats;
-      }
-  }
-
-  // ---- fire bits ---------------------------------------------------------------------------------------
-
-  // fire[i][w] = 1 where cell w of row first + i updates in `step`. Counters of all rows run through one loop, since
-  // short rows would leave vectors half empty.
-  void draw_fire(int64_t first, int count, int step, uint8_t* fire) const {
-    if (whole_fires) {
-      std::memset(fire, 1, size_t(count) * W);
-      return;
-    }
-    const int64_t x_begin = args.origin[2] >> 2, blocks = ((args.origin[2] + W - 1) >> 2) - x_begin + 1;
-    const uint32_t k0 = uint32_t(args.seed), k1 = uint32_t(args.seed >> 32), t = args.first_step + uint32_t(step);
-    const uint32_t sample = args.first_sample + uint32_t(first / plane);
-    constexpr int kLanes = 64;
-    const uint32_t threshold = uint32_t(args.fire_threshold);
-    uint32_t x[kLanes], row[kLanes], bits[kLanes];  // bits: four bytes, one per cell
-    struct Piece {
-      int row, lane, lanes;
-      int64_t block;
-    } pieces[kLanes];  // what of the lanes belongs to one row of the group
-    int64_t block = 0;
-    for (int r = 0; r < count;) {
-      int n = 0, num_pieces = 0;
-      while (n < kLanes && r < count) {
-        const int lanes = int(std::min<int64_t>(kLanes - n, blocks - block));
-        pieces[num_pieces++] = {r, n, lanes, block};
-        for (int i = 0; i < lanes; ++i) x[n + i] = uint32_t(x_begin + block + i), row[n + i] = global_row(first + r);
-        n += lanes, block += lanes;
-        if (block == blocks) block = 0, ++r;
-      }
-      for (int i = n; i < kLanes; ++i) x[i] = row[i] = 0;
-#pragma GCC ivdep
-      for (int i = 0; i < kLanes; ++i) {
-        uint32_t word[4];
-        philox4x32(x[i], row[i], sample, t, k0, k1, word);
-        bits[i] = pack_bytes(word[0] < threshold, word[1] < threshold, word[2] < threshold, word[3] < threshold);
-      }
-      for (int p = 0; p < num_pieces; ++p) {
-        const Piece& piece = pieces[p];
-        const int64_t begin = (x_begin + piece.block) * 4 - args.origin[2];  // first and last cells may lie outside
-        const int64_t from = std::max<int64_t>(begin, 0), to = std::min<int64_t>(begin + 4 * piece.lanes, W);
-        std::memcpy(fire + int64_t{piece.row} * W + from, (const char*)(bits + piece.lane) + (from - begin), to - from);
-      }
-    }
-  }
-  static uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    return a | b << 8 | c << 16 | d << 24;
-#else
-    return d | c << 8 | b << 16 | a << 24;
-#endif
-  }
-  uint32_t global_row(int64_t row) const {
-    const uint64_t d = uint64_t(args.origin[0]) + row % plane / H, y = uint64_t(args.origin[1]) + row % H;
-    return uint32_t(d * uint64_t(args.extent[1]) + y);  // unsigned, as it may overflow
-  }
-  // The firing cells of `count` rows: where they lie in an array of cells and in a padded state, in cells from the
-  // first. Behind them follow kFetchAhead more entries that may be read.
-  int list_firing(const uint8_t* fire, int count, int* cells_at, int* padded_at) const {
-    const int width = W;
-    int n = 0;
-    for (int r = 0; r < count; ++r)
-      for (int w = 0; w < width; ++w) {
-        cells_at[n] = r * width + w;
-        padded_at[n] = r * (width + 2 * pw) + w;
-        n += fire[r * width + w];
-      }
-    std::fill(cells_at + n, cells_at + n + kFetchAhead, 0);
-    std::fill(padded_at + n, padded_at + n + kFetchAhead, 0);
-    return n;
   }
 };
