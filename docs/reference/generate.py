@@ -124,14 +124,19 @@ def _sections() -> Iterator[tuple[str, type]]:
 
 def _family(settings: type) -> list[type]:
     """The class of a section, and those derived from it, each behind its parent."""
-    return [settings, *(kind for child in settings.__subclasses__() for kind in _family(child))]
+    return [settings, *(kind for child in _derived(settings) for kind in _family(child))]
+
+
+def _derived(settings: type) -> list[type]:
+    """The classes of the package that are derived from one; a test may have derived others in this process."""
+    return [kind for kind in settings.__subclasses__() if kind.__module__.startswith("ncaseg.")]
 
 
 def _title(section: str, kind: type) -> str:
     """A heading: of the section, or of the kinds of model that a derived class stands for."""
     if kind.__base__ is object:
         return f"## {section}"
-    kinds = dict.fromkeys(word for leaf in _family(kind) if not leaf.__subclasses__() for word in _kinds(leaf))
+    kinds = dict.fromkeys(word for leaf in _family(kind) if not _derived(leaf) for word in _kinds(leaf))
     return f"### {section}.kind = " + ", ".join(f'"{word}"' for word in kinds)
 
 
