@@ -151,11 +151,12 @@ def _evaluate(args: argparse.Namespace) -> int | None:
     _check_pairs(args)
     from ncaseg.data.formats import format_of
     from ncaseg.evaluation.cases import evaluate, find_labelled_cases, restrict
-    from ncaseg.files import check_target
+    from ncaseg.files import check_target, remove_stale
 
     for target in (args.json, args.csv):
         if target is not None:
             check_target(target)
+            remove_stale(target.parent)
     model, cfg = _load_model(args.model, args.overrides)
     cfg = _with_flips(cfg, args.flips)
     cases = find_labelled_cases(data=args.data, images=args.images, labels=args.labels)
@@ -202,6 +203,7 @@ def _qc(args: argparse.Namespace) -> int | None:
     import json
 
     from ncaseg.checkpoint.model import add_metadata
+    from ncaseg.data.formats import format_of
     from ncaseg.evaluation.cases import find_labelled_cases, restrict
     from ncaseg.inference.files import list_inputs
     from ncaseg.quality import control
@@ -235,7 +237,8 @@ def _qc(args: argparse.Namespace) -> int | None:
         _next(f"ncaseg qc {args.model} DIR -o new.csv --threshold {result.threshold:.6g}")
     else:
         worst = max(result.rows, key=lambda row: row.nqm)
-        _next(f"ncaseg predict {args.model} {worst.image} -o doubtful.nii.gz --png   # the case with the highest NQM")
+        suffix = format_of(worst.image).written[0]
+        _next(f"ncaseg predict {args.model} {worst.image} -o doubtful{suffix} --png   # the case with the highest NQM")
     return EXIT_DATA if result.flagged else failed
 
 

@@ -1,6 +1,7 @@
 """Terminals that show ASCII alone, readers that go away, disks that are full, and the exit codes of half-done work."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -173,3 +174,28 @@ def test_empty_pairs_are_said_to_be_empty(tmp_path, capsys):
         assert run("evaluate", tmp_path / "m.safetensors", "--data", data, "--samples", 1, "--empty", empty) == 0
         said = f"foreground; empty in prediction and label in 1 of 3 cases, {words}: phantom_001"
         assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["predict", "evaluate", "qc"])
+def test_a_disk_without_room_leaves_what_was_there(model, tmp_path, kind):
+    """Files may grow to 100 bytes only, which the system reports as it does a full disk."""
+    data = write_phantoms(tmp_path / "d", 2, size=(12, 12, 12))
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = {
+        "predict": ("predict", model, data / "imagesTr" / "phantom_000.nii.gz", "-o", out / "s.nii"),
+        "evaluate": ("evaluate", model, "--data", data, "--samples", 1, "--json", out / "s.json"),
+        "qc": ("qc", model, data / "imagesTr", "-o", out / "s.csv", "--threshold", 9),
+    }[kind]
+    target = arguments[arguments.index("--json" if kind == "evaluate" else "-o") + 1]
+    if kind != "qc":
+        target.write_text("before")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    done = start(*arguments, stdout=subprocess.DEVNULL, preexec_fn=limit)
+    assert done.returncode == 4 and "Traceback" not in done.stderr
+    assert "File too large" in done.stderr and str(out) in done.stderr
+    left = {path.name: path.read_text() for path in out.iterdir()}
+    assert left == ({} if kind == "qc" else {target.name: "before"})

@@ -1,6 +1,7 @@
 """Formats: one class and one line; NIfTI says what is in it, whatever its name, or is refused with its name."""
 
 import gzip
+import os
 import struct
 import zlib
 
@@ -214,3 +215,13 @@ def test_other_content_is_named(tmp_path):
         read(tmp_path / "none.nii")
     with pytest.raises(ValueError, match=r"a\.mha must be a NIfTI file or a picture, ending in \.nii\.gz, \.nii"):
         load_case(Case("a", tmp_path / "a.mha", None), DataConfig())
+
+
+@pytest.mark.parametrize("name", ["pipe.nii", "pipe.png"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ReadError, match=f"{name} must be a file; it is a device or a pipe"):
+        formats.format_of(name).open(tmp_path / name)
+    (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
+    with pytest.raises((ReadError, OSError), match=r"loop\.nii"):
+        Nifti().open(tmp_path / "loop.nii")

@@ -358,3 +358,21 @@ def test_a_picture_that_lacks_rows_is_refused(tmp_path):
     path.write_bytes(raw)
     with pytest.raises(ValueError, match=r"x\.tif lacks rows"):
         pictures.open_picture(path)
+
+
+@pytest.mark.parametrize("form", ["u", "i"])
+def test_thirty_two_bits_have_the_sign_of_the_file(tmp_path, form):
+    values = np.array([[0, 1, 2**31 - 1], [7, 5, 3]], "i4") - (5 if form == "i" else 0)
+    expected = values.astype(np.int64)
+    Image.fromarray(values).save(tmp_path / "x.tif", tiffinfo={339: 2})
+    raw = bytearray((tmp_path / "x.tif").read_bytes())
+    if form == "u":
+        place = raw.index(struct.pack("<HHI", 339, 3, 1)) + 8
+        raw[place : place + 2] = struct.pack("<H", 1)
+        at = raw.index(values.tobytes())
+        raw[at : at + 4] = struct.pack("<I", 2**32 - 2)
+        expected[0, 0] = 2**32 - 2
+    (tmp_path / "x.tif").write_bytes(raw)
+    scan, found = Picture().read(tmp_path / "x.tif")
+    assert found.dtype == scan.dtype == np.dtype(f"{form}4")
+    np.testing.assert_array_equal(found[..., 0, 0], expected)

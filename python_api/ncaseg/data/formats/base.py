@@ -149,6 +149,8 @@ def reading(path: Path, what: str, *more: type[Exception]) -> Iterator[None]:
     That it does not exist, is a folder or may not be read is the system's word, and stays as it is.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ReadError(f"{path} must be a file; it is a device or a pipe, which may never end")
         yield
     except (ReadError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise

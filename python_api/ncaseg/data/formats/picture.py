@@ -27,7 +27,13 @@ MASK_ENDINGS = ("_segmentation", "_mask")
 NO_IMAGES = "_superpixels"  # files of ISIC 2016 and 2017 beside the images
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WIDE = {"I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "I": 0.0, "F": 0.0}  # modes of more than 8 bits: white
-ORIENTATION, BITS, PHOTOMETRIC, SAMPLES = 0x0112, 258, 262, 277  # tags of TIFF, the first also of EXIF
+ORIENTATION, BITS, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = (
+    0x0112,
+    258,
+    262,
+    277,
+    339,
+)  # tags of TIFF, the first also of EXIF
 COLUMNS, ROWS, STRIPS, ROWS_PER_STRIP, PLANAR, TILE_COLUMNS, TILE_ROWS, TILES = 256, 257, 273, 278, 284, 322, 323, 324
 TURNED = range(5, 9)  # orientations that swap rows and columns
 
@@ -46,13 +52,16 @@ class Picture(Format):
     def read(self, path: Path) -> tuple[Scan, np.ndarray]:
         with _opened(path) as picture:
             scan = _scan(path, picture)
-            return scan, _values(path, _upright(picture)).reshape(scan.shape)
+            values = _values(path, _upright(picture))
+            return scan, (values.view(scan.dtype) if picture.mode == "I" else values).reshape(scan.shape)
 
     def read_label(self, path: Path) -> tuple[Scan, Coded]:
         with _opened(path) as picture:
             scan, bits = _scan(path, picture), _bits(path, picture)
             picture = _upright(picture)
             coded = _decode(picture, bits)
+            if picture.mode == "I":
+                coded = Coded(coded.codes.view(scan.dtype))
         return scan, coded
 
     def write(self, path: Path, voxels: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> None:
@@ -94,7 +103,7 @@ def _opened(path: Path) -> Iterator[Image]:
         b"II": TiffImagePlugin.TiffImageFile,
         b"MM": TiffImagePlugin.TiffImageFile,
     }
-    with open(path, "rb") as file, warnings.catch_warnings(), reading(path, Picture.name, bomb):
+    with reading(path, Picture.name, bomb), open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _check_sums(file)
         head = file.read(8)
@@ -154,6 +163,12 @@ def _has_every_strip(picture: Image) -> bool:
     return True
 
 
+def _is_unsigned(picture: Image) -> bool:
+    """Whether numbers of 32 bits have no sign in the file; Pillow gives them one."""
+    tags = getattr(picture, "tag_v2", {})
+    return picture.mode == "I" and tags.get(BITS) == (32,) and tags.get(SAMPLE_FORMAT, (1,)) == (1,)
+
+
 def _bits(path: Path, picture: Image) -> int:
     """Bits per sample as stored."""
     if picture.format == "PNG":
@@ -169,9 +184,8 @@ def _scan(path: Path, picture: Image) -> Scan:
         columns, rows = rows, columns
     grey = picture.mode in (*WIDE, "1", "L", "LA", "La")
     affine, channels = np.eye(4), 1 if grey else 3
-    dtype = np.dtype(
-        {"I": np.int32, "F": np.float32}.get(picture.mode, np.uint16 if picture.mode in WIDE else np.uint8)
-    )
+    kinds = {"I": "u4" if _is_unsigned(picture) else "i4", "F": "f4"}
+    dtype = np.dtype(kinds.get(picture.mode, "u2" if picture.mode in WIDE else "u1"))
     return Scan(
         path=path,
         shape=(rows, columns, 1, channels),
