@@ -239,7 +239,9 @@ def _check_inputs(state: np.ndarray, params: ArrayParams, spec: RolloutSpec) -> 
 
 
 def _is_inside(part: Any, cells: int) -> bool:
-    return isinstance(part, slice) and part.indices(cells) == (part.start, part.stop, 1) and part.start < part.stop
+    if not isinstance(part, slice) or not all(isinstance(end, (int, np.integer)) for end in (part.start, part.stop)):
+        return False
+    return 0 <= part.start < part.stop <= cells and part.step in (None, 1)
 
 
 def _check_out(out: object) -> None:

@@ -86,7 +86,9 @@ struct Layers {
     for (; i < n; ++i) add_form<1>(covariance + int64_t{i} * n, n, w + i * kUnits, w, variance);
     for (int q = 0; q < units; ++q) {
       mean_h[at + q] = mu[q];
-      rstd[at + q] = 1.0 / std::sqrt(std::max(variance[q], 0.0) + kNormEps);
+      // A bias cancels, unless it is not finite.
+      const bool cancels = std::isfinite(hidden_b[(at + q) % grid.hp]);
+      rstd[at + q] = cancels ? 1.0 / std::sqrt(std::max(variance[q], 0.0) + kNormEps) : NAN;
     }
   }
 
@@ -98,7 +100,6 @@ struct Layers {
       const int at = grid.group_of_slot(slot) * grid.hp + o;
       a = value_or_zero(args.norm_weight, o) * rstd[at];
       b = value_or_zero(args.norm_bias, o) - (centred ? 0.0 : a * mean_h[at]);
-      if (!std::isfinite(hidden_b[o])) b = NAN;  // a finite one cancels
     }
     if (args.scale != nullptr) {
       const int64_t first = int64_t{slot} * grid.h;

@@ -56,6 +56,6 @@ NCA_INLINE vf activate(vf x) {
 
 template <bool kLeaky>
 NCA_INLINE vf activate_bwd(vf x, vf d) {
-  const vf below = kLeaky ? d * splat(kLeakySlope) : vf{};
-  return x > vf{} ? d : below;
+  if (kLeaky) return x > vf{} ? d : d * splat(kLeakySlope);
+  return x <= vf{} ? vf{} : d;  // d where x is a NaN, as in torch
 }

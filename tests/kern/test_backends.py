@@ -195,3 +195,29 @@ def test_infinity_reaches_what_it_reaches_in_the_reference(perception: str, chan
     actual, expected = (nca(state, 1, seed=1, backend=backend) for backend in ("cpu", "reference"))
     assert torch.equal(actual.isnan(), expected.isnan())
     assert torch.equal(actual.isinf(), expected.isinf())
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bias_that_is_not_finite_spreads_although_a_norm_cancels_it(norm: str, value: float, backend: str) -> None:
+    case = Case(size=(5, 6), steps=1, options={"norm": norm, "frozen_channels": 1})
+    inputs = make_inputs(case)
+    with torch.no_grad():
+        inputs.params.hidden_bias[2] = value
+    expected = run_with_gradients(case, inputs, backend="reference")
+    actual = run_with_gradients(case, inputs, backend=backend)
+    assert actual["out"].isnan().any()
+    for name in ("out", "d_hidden_weight", "d_state"):
+        assert torch.equal(actual[name].isfinite(), expected[name].isfinite()), name
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_gradients_pass_where_a_hidden_value_is_not_a_number(activation: str, backend: str) -> None:
+    case = Case(size=(5, 6), steps=1, options={"activation": activation, "fire_rate": 1.0})
+    inputs = make_inputs(case)
+    with torch.no_grad():
+        inputs.state[0, 2, 2, 1] = float("nan")
+    expected = run_with_gradients(case, inputs, backend="reference")
+    actual = run_with_gradients(case, inputs, backend=backend)
+    for name in ("d_state", "d_hidden_bias", "d_hidden_weight"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-5, atol=1e-5, equal_nan=True, msg=name)
