@@ -158,8 +158,7 @@ def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str
     keywords = {
         "spec": problem.spec,
         "steps": problem.steps,
-        # On an accelerator nobody may wait for a number inside a capture, and outside it would cost a round trip.
-        "seed": seed if seed.is_cuda and tensors[0].is_cuda else int(seed),
+        "seed": _seed_for_backend(seed, tensors[0]),
         "origin": sizes[1],
         "extent": sizes[2],
         "keep_every": keep_every if 0 < keep_every <= problem.steps else resolve_keep_every(keep_every, problem.steps),
@@ -167,6 +166,11 @@ def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str
     for key in ("first_step", "first_sample"):
         keywords[key] = numbers[key] if 0 <= numbers[key] < 2**32 else require_word(key, numbers[key])
     return _dispatch.BACKENDS[name], [None if t is None else t.contiguous() for t in tensors], keywords, problem
+
+
+def _seed_for_backend(seed: Tensor, state: Tensor) -> int | Tensor:
+    """A number, or the tensor as it is: an accelerator may not wait for a number inside a capture, nor should it."""
+    return seed if seed.is_cuda and state.is_cuda else int(seed)
 
 
 @functools.lru_cache(maxsize=256)  # the same few calls come again and again

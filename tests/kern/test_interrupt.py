@@ -149,7 +149,7 @@ def test_a_forked_child_computes_on_one_thread() -> None:
         child = os.fork()
         if child == 0:
             same = _cpu.is_forked_child() and np.array_equal(call(), expected)
-            _cpu.fma_peak(4, 1)
+            _cpu.fma_peak(4, 1, "scalar")
             os._exit(0 if same and len(os.listdir("/proc/self/task")) == 1 else 1)
         _, status = os.waitpid(child, 0)
         assert np.array_equal(call(), expected)
