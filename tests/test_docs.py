@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from ncaseg import zoo
-from ncaseg.cli.verbs import build_parser
+from ncaseg.cli.main import build_parser
 from ncaseg.config import load_recipe, recipe_names
 from ncaseg.data.phantom import write_phantoms
 

@@ -165,7 +165,7 @@ def test_every_part_of_ncakern_has_its_own_line():
         ("ncaseg.inference.case", "from ncakern import _kernel"),
         ("ncaseg.inference.case", "from ncaseg.evaluation.answer import answer"),
         ("ncaseg.lean.model", "def f():\n    import torch"),
-        ("ncaseg.lean.model", "def f():\n    from ncaseg.cli.verbs import main"),
+        ("ncaseg.lean.model", "def f():\n    from ncaseg.cli.main import main"),
         ("ncaseg.quality.control", "from ncaseg.training.loop import train"),
         ("ncaseg.config.reader", "from ncaseg import files, streams\nimport numpy"),
         ("ncaseg.levels", "from ncaseg import config"),

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from ncaseg.cli.verbs import build_parser
+from ncaseg.cli.main import build_parser
 from ncaseg.config.settings import Config
 
 FOLDER = Path(__file__).parent

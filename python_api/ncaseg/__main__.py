@@ -1,6 +1,6 @@
 """``python -m ncaseg``: the same command line as ``ncaseg``."""
 
-from ncaseg.cli.verbs import main
+from ncaseg.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.harness import record
 from benchmarks.segmentation import phantom_run
 from benchmarks.segmentation.phantom_run import Cost
-from ncaseg.cli.verbs import main
+from ncaseg.cli.main import main
 from ncaseg.data.phantom import write_phantoms
 
 SMALL = ["data.size=[16,16,16]", "train.steps=2", "train.validate_every=0", "model.steps=[2]"]

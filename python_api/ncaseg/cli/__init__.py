@@ -1,5 +1,5 @@
 """The command line ``ncaseg``."""
 
-from ncaseg.cli.verbs import main
+from ncaseg.cli.main import main
 
 __all__ = ["main"]

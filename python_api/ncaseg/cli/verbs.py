@@ -1,22 +1,14 @@
-"""The command line ``ncaseg``: its verbs and exit codes only; each verb loads what it needs when it runs.
-
-Exit codes: 0 done, 2 usage (arguments, recipe, model name), 3 data (or ``qc`` flags a case), 4 environment (a package,
-the disk, a build).
-"""
+"""The verbs of the command line ``ncaseg``; each loads what it needs when it runs, and returns its exit code."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from ncaseg.cli import arguments, terminal
 
 if TYPE_CHECKING:
     from ncaseg.config import Config
@@ -24,87 +16,14 @@ if TYPE_CHECKING:
     from ncaseg.papers.paper import PlannedRun
 
 EXIT_USAGE, EXIT_DATA, EXIT_ENVIRONMENT = 2, 3, 4
-SIGNALLED = 128  # plus the number of the signal, as shells have it: 130 for Ctrl-C
 DATA_ERRORS = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, NotADirectoryError, FloatingPointError)
-ENVIRONMENT_ERRORS = (ImportError, OSError, MemoryError, RuntimeError)
 
 
 class UsageError(Exception):
     """An argument names something that does not exist or does not fit."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; argparse itself exits with 2 on unknown arguments."""
-    # OpenMP reads this when torch loads it. Threads that wait then sleep instead of spinning: that costs some 8 % on
-    # idle cores; on cores that other processes use, small volumes ran 14 times faster (two cores, 16,000 cells).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parser = build_parser()
-    # key=value may follow the options, where argparse would call it unrecognized.
-    args, rest = parser.parse_known_args(argv)
-    overrides = [text for text in rest if hasattr(args, "overrides") and "=" in text and not text.startswith("-")]
-    unknown = [text for text in rest if text not in overrides]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}; see `ncaseg {args.verb} --help`")
-    if overrides:
-        args.overrides = [*args.overrides, *overrides]
-    with terminal.lenient():
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
-    """Run a verb; the exit code."""
-    try:
-        code = args.run(args)
-        sys.stdout.flush()  # a full disk behind standard output shows here
-    except UsageError as error:
-        return _fail(error, EXIT_USAGE, args.debug)
-    except DATA_ERRORS as error:
-        return _fail(error, EXIT_DATA, args.debug)
-    except ENVIRONMENT_ERRORS as error:
-        return _fail(error, EXIT_ENVIRONMENT, args.debug)
-    except KeyboardInterrupt as stop:
-        saved = getattr(stop, "saved", "")
-        print(f"\nncaseg: interrupted{saved and '; ' + saved}; rerun the same command to resume", file=sys.stderr)
-        return SIGNALLED + getattr(stop, "number", signal.SIGINT)
-    return 0 if code is None else code
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The whole grammar; imports nothing but the standard library, so that help is immediate."""
-    parser = argparse.ArgumentParser(
-        prog="ncaseg",
-        allow_abbrev=False,
-        description="Segmentation of medical images with neural cellular automata.",
-        epilog="First steps: `ncaseg doctor`, then `ncaseg demo -o demo`. Research use; not a medical device.",
-    )
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-
-    def add(name: str, run, text: str) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=text, description=text, parents=[common], allow_abbrev=False)
-        verb.set_defaults(run=run)
-        return verb
-
-    arguments.add_train(add("train", _train, "Train a recipe on a folder of cases; resumes RUN if it was interrupted."))
-    arguments.add_folds(add("folds", _folds, "Write the splits of a cross-validation."))
-    arguments.add_predict(
-        add("predict", _predict, "Segment a NIfTI file, a picture, or a folder of either; geometry is kept.")
-    )
-    arguments.add_evaluate(add("evaluate", _evaluate, "Score a model against labels, case by case."))
-    arguments.add_qc(
-        add("qc", _qc, "Flag doubtful segmentations by the spread of the ensemble; exit code 3 if any is flagged.")
-    )
-    arguments.add_reproduce(
-        add("reproduce", _reproduce, "Write the tables of a paper: its printed numbers beside those of finished runs.")
-    )
-    demo = add("demo", _demo, "Train on synthetic volumes, segment one and draw it: no download, a few minutes.")
-    demo.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="folder for everything it writes")
-    add("doctor", _doctor, "Say what is installed, which backend will run and how fast it is.")
-    return parser
-
-
-def _train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> None:
     _check_pairs(args)
     from ncaseg.config import load_recipe
 
@@ -120,7 +39,7 @@ def _train(args: argparse.Namespace) -> None:
     _next(f"ncaseg evaluate {model} --data {data} --split {args.out / 'split.json'} --json {args.out / 'scores.json'}")
 
 
-def _folds(args: argparse.Namespace) -> None:
+def folds(args: argparse.Namespace) -> None:
     from ncaseg.data.folds import find_folds, save_folds
 
     paths = save_folds(args.out, find_folds(args.data, args.rule, args.count))
@@ -128,7 +47,7 @@ def _folds(args: argparse.Namespace) -> None:
     _next(f"mkdir -p RUN && cp {paths[0]} RUN/split.json && ncaseg train RECIPE --data {args.data} --out RUN")
 
 
-def _predict(args: argparse.Namespace) -> None:
+def predict(args: argparse.Namespace) -> None:
     from ncaseg.batch import BatchError
     from ncaseg.inference.files import predict_path
 
@@ -147,7 +66,7 @@ def _predict(args: argparse.Namespace) -> None:
     _next(f"ncaseg evaluate {args.model} --images DIR --labels DIR --json scores.json")
 
 
-def _evaluate(args: argparse.Namespace) -> int | None:
+def evaluate(args: argparse.Namespace) -> int | None:
     _check_pairs(args)
     from ncaseg.data.formats import format_of
     from ncaseg.evaluation.cases import evaluate, find_labelled_cases, restrict
@@ -198,7 +117,7 @@ def _tell_failures(failed: Mapping[str, str], good: int) -> int | None:
     return EXIT_DATA
 
 
-def _qc(args: argparse.Namespace) -> int | None:
+def qc(args: argparse.Namespace) -> int | None:
     _check_qc(args)
     import json
 
@@ -257,7 +176,7 @@ def _check_qc(args: argparse.Namespace) -> None:
         raise UsageError("--png needs --maps DIR")
 
 
-def _reproduce(args: argparse.Namespace) -> None:
+def reproduce(args: argparse.Namespace) -> None:
     from ncaseg.papers.paper import load_paper
 
     if args.train and args.data is None:
@@ -294,14 +213,14 @@ def _advise(args: argparse.Namespace, missing: Sequence[PlannedRun]) -> None:
         _next(f"ncaseg train {recipe} --data {args.data} --out {args.out / 'runs' / first.id}   # for a larger machine")
 
 
-def _demo(args: argparse.Namespace) -> None:
+def demo(args: argparse.Namespace) -> None:
     from ncaseg.cli.demo import run_demo
 
     result = run_demo(args.out)
     _next(f"ncaseg predict {result.model} {result.image} -o seg.nii.gz --png")
 
 
-def _doctor(args: argparse.Namespace) -> None:
+def doctor(args: argparse.Namespace) -> None:
     from ncaseg.cli.doctor import print_report
 
     print_report()
@@ -389,16 +308,6 @@ def _usage_errors() -> Iterator[None]:
         yield
     except DATA_ERRORS as error:
         raise UsageError(str(error)) from error
-
-
-def _fail(error: BaseException, code: int, debug: bool) -> int:
-    if debug:
-        import traceback
-
-        traceback.print_exception(error)
-    message = " ".join(str(error).split()) or type(error).__name__
-    print(f"ncaseg: error: {message}", file=sys.stderr)
-    return code
 
 
 def _next(command: str) -> None:

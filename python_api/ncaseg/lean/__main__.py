@@ -2,7 +2,7 @@
 
 import sys
 
-from ncaseg.cli.verbs import main as run
+from ncaseg.cli.main import main as run
 
 
 def main() -> int:

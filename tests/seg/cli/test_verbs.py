@@ -14,6 +14,7 @@ from seg.tiny import tiny_config, tiny_model, write_scan
 
 from ncaseg.checkpoint.model import save_model
 from ncaseg.cli import verbs
+from ncaseg.cli.main import main
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 
@@ -33,7 +34,7 @@ def model(tmp_path_factory):
 
 
 def run(*arguments):
-    return verbs.main([str(argument) for argument in arguments])
+    return main([str(argument) for argument in arguments])
 
 
 def failure(capsys, *arguments):

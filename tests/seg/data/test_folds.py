@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ncaseg.cli import verbs
+from ncaseg.cli.main import main
 from ncaseg.data import folds
 from ncaseg.data.folds import find_folds, origin_folds, run_folds, save_folds, strided_folds
 from ncaseg.data.index import Case
@@ -82,13 +82,13 @@ def test_folds_from_the_command_line(tmp_path, capsys):
     (data / "groups.csv").write_text(
         "id,group\nphantom_000,x\nphantom_001,x\nphantom_002,2\nphantom_003,3\nphantom_004,4\n"
     )
-    assert verbs.main(["folds", "strided", "--data", str(data), "-o", str(tmp_path / "folds"), "--count", "2"]) == 0
+    assert main(["folds", "strided", "--data", str(data), "-o", str(tmp_path / "folds"), "--count", "2"]) == 0
     out = capsys.readouterr().out
     assert "fold_1.json" in out and "RUN/split.json" in out
     fold = load_split(tmp_path / "folds" / "fold_0.json")
     assert fold.validation == ("phantom_000", "phantom_001", "phantom_003")
     assert find_folds(data, "runs", 2)[0].validation == ("phantom_000", "phantom_001")
-    assert verbs.main(["folds", "origin", "--data", str(data), "-o", str(tmp_path)]) == 3
+    assert main(["folds", "origin", "--data", str(data), "-o", str(tmp_path)]) == 3
     assert "cases must be those of Shenzhen" in capsys.readouterr().err
     with pytest.raises(ValueError, match="rule must be one of strided, runs, origin; got 'random'"):
         find_folds(data, "random", 4)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ncaseg import config
 from ncaseg.checkpoint.model import save_model
-from ncaseg.cli.verbs import main
+from ncaseg.cli.main import main
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import find_cases
 from ncaseg.data.lesions import write_lesions

@@ -14,7 +14,7 @@ from seg.tiny import tiny_config, tiny_model, write_scan
 import ncakern
 from ncaseg.budget import resident_bytes
 from ncaseg.checkpoint.model import save_model
-from ncaseg.cli.verbs import main
+from ncaseg.cli.main import main
 from ncaseg.config import UNetConfig, from_dict
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ncaseg.cli.verbs import main
+from ncaseg.cli.main import main
 from ncaseg.config import load_recipe, to_toml
 from ncaseg.data.lesions import write_lesions
 from ncaseg.data.split import Split, save_split

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ncaseg.cli.verbs import main
+from ncaseg.cli.main import main
 from ncaseg.config import load_recipe, to_toml
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.data.split import make_split, save_split

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from seg.tiny import tiny_config, tiny_model
 
-from ncaseg.cli.verbs import main
+from ncaseg.cli.main import main
 from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.quality import control
