@@ -52,6 +52,7 @@ bench: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(BIN)/python tests/fuzz/engine.py --inputs 3000
+	$(BIN)/python tests/fuzz/files.py 2000
 
 # The instrumented copy comes before the installed one on the path. Leaks are not looked for: Python and torch keep theirs.
 sanitize: $(INSTALLED)

@@ -229,21 +229,11 @@ def doctor(args: argparse.Namespace) -> None:
 
 def _list_pairs(images: Path, labels: Path, run: Path) -> Path:
     """Write the pairs of two folders as RUN/dataset.json, so that the run names its data; return RUN."""
-    import json
+    from ncaseg.data.index import write_pairs
 
-    from ncaseg.data.index import find_cases
-    from ncaseg.files import write_text
-
-    cases = find_cases(images=images, labels=labels)
-    pairs = [
-        {
-            "image": [str(path.resolve()) for path in c.files] if c.more else str(c.image.resolve()),
-            "label": str(c.label.resolve()),
-        }
-        for c in cases
-        if c.label is not None
-    ]
-    write_text(run / "dataset.json", json.dumps({"training": pairs}, indent=1) + "\n")
+    left_out = write_pairs(images, labels, run)
+    if left_out:
+        print(f"note: {len(left_out)} images have no label and are left out, e.g. {left_out[0]}", file=sys.stderr)
     return run
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,18 @@ def find_groups(data: str | Path | None, ids: Iterable[str] | None = None) -> di
     if ids is not None:
         _check_entries(path, groups, set(ids))
     return groups
+
+
+def write_pairs(images: str | Path, labels: str | Path, folder: str | Path) -> list[str]:
+    """Write the pairs of two folders as ``dataset.json`` of another; return the ids of images without a label."""
+    cases = find_cases(images=images, labels=labels)
+    pairs = []
+    for case in cases:
+        if case.label is not None:
+            names = [str(path.resolve()) for path in case.files]
+            pairs.append({"image": names if case.more else names[0], "label": str(case.label.resolve())})
+    files.write_text(Path(folder) / "dataset.json", json.dumps({"training": pairs}, indent=1) + "\n")
+    return [case.id for case in cases if case.label is None]
 
 
 def join_channels(cases: Sequence[Case], channels: int) -> list[Case]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ncaseg.data.index import case_id, find_cases, find_groups
+from ncaseg.data.index import case_id, find_cases, find_groups, write_pairs
 
 
 def touch(folder, *names):
@@ -216,3 +216,17 @@ def test_groups_must_match_the_cases(tmp_path, text, words):
 def test_groups_as_spreadsheets_write_them(tmp_path, content):
     (tmp_path / "groups.csv").write_bytes(content)
     assert find_groups(tmp_path, ["a", "b"]) == {"a": "1", "b": "2"}
+
+
+def test_two_folders_become_a_list(tmp_path):
+    images, labels = (
+        touch(tmp_path / "i", "a_0000.nii", "a_0001.nii", "b_0000.nii", "b_0001.nii"),
+        touch(tmp_path / "l", "a.nii"),
+    )
+    assert write_pairs(images, labels, tmp_path / "run") == ["b"]
+    (case,) = find_cases(tmp_path / "run")
+    assert (case.id, [path.name for path in case.files], case.label) == (
+        "a",
+        ["a_0000.nii", "a_0001.nii"],
+        labels / "a.nii",
+    )
