@@ -34,7 +34,6 @@ def require_extension() -> ModuleType:
     return extension
 
 
-@functools.cache
 def variants() -> dict[str, bool]:
     """Instruction sets in this build, best first, and whether this CPU has them."""
     extension = import_extension()

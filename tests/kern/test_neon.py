@@ -42,6 +42,8 @@ CASES = [
 class Emulated:
     """Stands for the extension `ncakern._cpu`: every call is one run of the program under qemu."""
 
+    emulator: tuple[str, ...] = (EMULATOR,)
+
     def __init__(self, program: Path, folder: Path) -> None:
         self.program, self.call, self.answer = program, folder / "call", folder / "answer"
 
@@ -56,7 +58,7 @@ class Emulated:
                 file.write(f"{name} {words}\n".encode())
             for name, array in present.items():
                 file.write(f"array {name} {array.itemsize} {array.size}\n".encode() + array.tobytes())
-        subprocess.run([EMULATOR, self.program, self.call, self.answer], check=True, timeout=60)
+        subprocess.run([*self.emulator, self.program, self.call, self.answer], check=True, timeout=60)
         answer = self.answer.read_bytes()
         assert len(answer) == sum(array.nbytes for array in present.values())
         for array in present.values():
@@ -73,7 +75,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pytest.skip(f"{tool} is not installed (Debian: g++-aarch64-linux-gnu, qemu-user)")
     folder = tmp_path_factory.mktemp("neon")
     flags = ["-std=c++17", "-O3", "-march=armv8-a", "-fopenmp", f"-I{ROOT / 'csrc'}"]
-    sources = {"isa_neon": ROOT / "csrc/isa_neon.cpp", "run_call": ROOT / "tests/kern/neon/run_call.cpp"}
+    sources = {name: ROOT / f"csrc/{name}.cpp" for name in ("isa_neon", "interrupt")}
+    sources["run_call"] = ROOT / "tests/kern/neon/run_call.cpp"
     for name, source in sources.items():
         subprocess.run([COMPILER, *flags, "-c", source, "-o", folder / f"{name}.o"], check=True)
     objects = [folder / f"{name}.o" for name in sources]
