@@ -158,8 +158,7 @@ def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str
     keywords = {
         "spec": problem.spec,
         "steps": problem.steps,
-        # On an accelerator nobody may wait for a number inside a capture, and outside it would cost a round trip.
-        "seed": seed if seed.is_cuda and tensors[0].is_cuda else int(seed),
+        "seed": _seed(seed, tensors[0]),
         "origin": sizes[1],
         "extent": sizes[2],
         "keep_every": keep_every if 0 < keep_every <= problem.steps else resolve_keep_every(keep_every, problem.steps),
@@ -227,6 +226,11 @@ def _require_one_device(inputs: Sequence[Any], **saved: Tensor) -> None:
                 raise ValueError(f"{name} must be on the state's device {state.device}; got {tensor.device}")
     if seed.is_meta and not state.is_meta:
         raise ValueError(f"seed must hold a number; got a tensor on {seed.device}")
+
+
+def _seed(seed: Tensor, state: Tensor) -> int | Tensor:
+    """The seed as backends take it: on an accelerator the host neither waits for it, nor may it inside a capture."""
+    return seed if seed.is_cuda and state.is_cuda else int(seed)
 
 
 @nca_rollout.register_fake
