@@ -158,7 +158,7 @@ def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str
     keywords = {
         "spec": problem.spec,
         "steps": problem.steps,
-        "seed": _seed_for_backend(seed, tensors[0]),
+        "seed": _seed(seed, tensors[0]),
         "origin": sizes[1],
         "extent": sizes[2],
         "keep_every": keep_every if 0 < keep_every <= problem.steps else resolve_keep_every(keep_every, problem.steps),
@@ -166,11 +166,6 @@ def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str
     for key in ("first_step", "first_sample"):
         keywords[key] = numbers[key] if 0 <= numbers[key] < 2**32 else require_word(key, numbers[key])
     return _dispatch.BACKENDS[name], [None if t is None else t.contiguous() for t in tensors], keywords, problem
-
-
-def _seed_for_backend(seed: Tensor, state: Tensor) -> int | Tensor:
-    """A number, or the tensor as it is: an accelerator may not wait for a number inside a capture, nor should it."""
-    return seed if seed.is_cuda and state.is_cuda else int(seed)
 
 
 @functools.lru_cache(maxsize=256)  # the same few calls come again and again
@@ -231,6 +226,11 @@ def _require_one_device(inputs: Sequence[Any], **saved: Tensor) -> None:
                 raise ValueError(f"{name} must be on the state's device {state.device}; got {tensor.device}")
     if seed.is_meta and not state.is_meta:
         raise ValueError(f"seed must hold a number; got a tensor on {seed.device}")
+
+
+def _seed(seed: Tensor, state: Tensor) -> int | Tensor:
+    """The seed as backends take it: on an accelerator the host neither waits for it, nor may it inside a capture."""
+    return seed if seed.is_cuda and state.is_cuda else int(seed)
 
 
 @nca_rollout.register_fake

@@ -8,7 +8,9 @@ place, it would make backend="auto" run the interpreter on every CPU tensor.
 import importlib
 import importlib.util
 import os
+from typing import Any
 
+import numpy as np
 import torch
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -30,3 +32,36 @@ def why_not() -> str | None:
     if isinstance(language.sum, runtime.JITFunction):
         raise RuntimeError("triton was imported before tests/interpreter.py; name tests before anything else, or alone")
     return None
+
+
+def tensor_core_dot(plain: Any) -> Any:
+    """What to put in place of ``plain``, InterpreterBuilder.create_dot, to model tensor cores in TF32 products.
+
+    They read 10 bits of mantissa, and after each eight terms cut off what does not fit into a float32. So the error of
+    a long sum grows with its length, not with the root of it. See Fasi, Higham, Mikaitis and Pranesh, "Numerical
+    behavior of NVIDIA tensor cores", PeerJ Computer Science 7, 2021.
+    """
+    from triton._C.libtriton import ir
+    from triton.runtime.interpreter import TensorHandle
+
+    def dot(builder: Any, a: Any, b: Any, acc: Any, precision: Any, *options: Any) -> Any:
+        if precision != ir.INPUT_PRECISION.TF32:
+            return plain(builder, a, b, acc, precision, *options)
+        left, right, total = _read_tf32(a.data), _read_tf32(b.data), acc.data
+        with np.errstate(all="ignore"):
+            for first in range(0, left.shape[1], 8):
+                terms = slice(first, first + 8)
+                total = _cut(total + left[:, terms] @ right[terms])
+        return TensorHandle(total, acc.dtype.scalar)
+
+    return dot
+
+
+def _read_tf32(x: np.ndarray) -> np.ndarray:
+    return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+
+
+def _cut(x: np.ndarray) -> np.ndarray:
+    """float64 to float32, towards zero."""
+    near = x.astype(np.float32)
+    return np.where(np.abs(near) > np.abs(x), np.nextafter(near, np.float32(0)), near)

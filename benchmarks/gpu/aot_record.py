@@ -90,7 +90,7 @@ def specialize(kernel: JITFunction, args: tuple[Any, ...], keywords: dict[str, A
         signature.append((name, kind))
         if kind == "constexpr":
             constants.append((name, value))
-        if is_aligned:
+        if is_aligned and not parameter.do_not_specialize_on_alignment:
             aligned.add(name)
     return Launch(kernel, tuple(signature), tuple(constants), frozenset(aligned), tuple(sorted(options.items())))
 

@@ -21,6 +21,16 @@ def triton_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture
+def tensor_cores(triton_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let TF32 products in the interpreter err as those of tensor cores do, and form float32 ones by three of them."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    plain = InterpreterBuilder.create_dot
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", interpreter.tensor_core_dot(plain))
+    monkeypatch.setenv("NCAKERN_TRITON_PRECISION", "tf32x3")
+
+
 @pytest.fixture(autouse=True)
 def _nan_filled_memory() -> Iterator[None]:
     # In this mode torch fills what torch.empty, empty_like and new_empty return with NaN.

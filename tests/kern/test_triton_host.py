@@ -54,10 +54,7 @@ def test_a_seed_on_the_device_is_read_there(seed: int, triton_interpreter: None)
     assert words.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("is_on_device", [False, True])
-def test_the_host_does_not_wait_for_a_seed_on_the_device(is_on_device: bool) -> None:
-    """Neither may it inside the capture of a graph."""
-    state = SimpleNamespace(is_cuda=True)
-    seed = SimpleNamespace(is_cuda=True) if is_on_device else torch.tensor(3)
-    found = ops._seed_for_backend(seed, state)
-    assert found is seed if is_on_device else found == 3
+def test_the_host_waits_for_no_seed_on_the_device() -> None:
+    here, there = torch.tensor(3), SimpleNamespace(is_cuda=True)
+    assert ops._seed(there, there) is there
+    assert ops._seed(here, there) == ops._seed(here, here) == 3

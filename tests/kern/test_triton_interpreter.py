@@ -1,7 +1,8 @@
 """The triton backend in Triton's interpreter, against float64: the cases of every backend, on a few hundred cells.
 
 The interpreter takes as long for a cell as for a tile, about 50 microseconds per operation of a program. So: few tiles,
-one step where the steps are not the subject, one sample where the samples are not.
+one step where the steps are not the subject, one sample where the samples are not. Cases that take the way of another
+one through the kernels, at another size, are marked long.
 """
 
 from dataclasses import replace
@@ -13,7 +14,7 @@ from kern.test_backends import CASES
 
 import ncakern
 
-pytestmark = [pytest.mark.usefixtures("triton_interpreter"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("triton_interpreter")
 
 _MAX_CELLS = 9  # of an axis
 
@@ -39,9 +40,28 @@ MORE = [
     Case(size=(3, 6, 19), channels=16, hidden=64, batch=2, steps=2, options={"norm": "batch", "frozen_channels": 1}),
     Case(size=(9, 17), channels=32, hidden=40, num_filters=2, steps=2, options={"perception": "dense"}),
 ]
+# Seconds each. Beside each stands what covers its way through the kernels.
+LONG = {
+    "B2-S3x70-C16-h64-F1-k3x3-n2",  # many tiles: test_triton_small.py
+    "B2-S3x6x19-C16-h64-F1-k3x3x3-n2-batch-frozen_channels1",  # likewise
+    "B2-S9x17-C32-h40-F2-k3x3-n2-dense",  # likewise: test_triton_large.py
+    "B1-S4x5x9-C16-h64-F1-k7x5x3-n1-batch",  # seven planes: the circular case; perception kept: test_triton_small.py
+    "B1-S4x4x5-C16-h64-F1-k7x5x3-n1",  # seven planes: the circular case
+    "B1-S4x4-C16-h64-F1-k7x7-n1",  # likewise
+    "B2-S6x7-C5-h7-F1-k3x3-n3-instance-fire_rate0.7-keepsqrt",  # states computed again: batch norm
+    "B1-S6x7-C16-h64-F1-k3x3-n3-keep2",  # likewise
+    "B1-S6x7-C5-h7-F1-k3x3-n3-dense-keep9",  # likewise
+    "B2-S5x4x3-C4-h7-F1-k3x3x3-n1-batch-modulation",  # 2D with instance norm; weights folded: test_triton_norm.py
+    "B2-S3x4x5-C6-h7-F1-k3x3x3-n1-instance-fire_rate1.0",  # 2D with instance norm, 3D with batch norm
+}
 
 
-@pytest.mark.parametrize("case", [*SHRUNK, *MORE], ids=lambda case: case.id)
+def _params(cases: list[Case]) -> list:
+    assert {case.id for case in cases} >= LONG
+    return [pytest.param(case, id=case.id, marks=[pytest.mark.long] * (case.id in LONG)) for case in cases]
+
+
+@pytest.mark.parametrize("case", _params([*SHRUNK, *MORE]))
 def test_result_gradients_and_mask(case: Case) -> None:
     inputs = make_inputs(case).to(case.dtype, torch.float32)
     exact = run_with_gradients(case, inputs.to(torch.float64, torch.float64), backend="reference")

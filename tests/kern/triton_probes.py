@@ -32,9 +32,11 @@ def probe_pad_entry(p_out, e, SIZE, N: tl.constexpr, K: tl.constexpr, PADDING: t
 
 
 @triton.jit
-def probe_matmul(p_a, p_b, p_out, N: tl.constexpr, PRECISION: tl.constexpr):
-    """out = a @ b, all [N, N]."""
-    o = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
-    high, low = common.split(tl.load(p_b + o), PRECISION)
+def probe_matmul(p_a, p_b, p_out, TERMS, N: tl.constexpr, PRECISION: tl.constexpr):
+    """out [N, N] = a [N, TERMS] @ b [TERMS, N], N terms at a time."""
+    i, j = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
     acc = tl.zeros((N, N), tl.float32)
-    tl.store(p_out + o, common.matmul(tl.load(p_a + o), high, low, acc, PRECISION))
+    for first in range(0, TERMS, N):
+        high, low = common.split(tl.load(p_b + (first + i) * N + j), PRECISION)
+        acc = common.matmul(tl.load(p_a + i * TERMS + first + j), high, low, acc, PRECISION)
+    tl.store(p_out + i * N + j, acc)

@@ -105,29 +105,42 @@ def activate_bwd(z, d_active, SLOPE: tl.constexpr):
     return tl.where(z > 0.0, d_active, SLOPE * d_active)
 
 
-@triton.jit
-def _tf32_part(x):
-    """x rounded to the 10 bits of mantissa that a tensor core reads, half away from zero."""
-    return ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+# The largest number with the 10 bits of mantissa that a tensor core reads.
+TF32_MAX = tl.constexpr(3.4011621342146535e38)
 
 
 @triton.jit
 def split(x, PRECISION: tl.constexpr):
-    """x as (high, low) for `matmul`; low is used by "tf32x3" only. Split weights once, outside of loops."""
+    """x as (high, low) for `matmul`; low is used by "tf32x3" only. Split weights once, outside of loops.
+
+    high is x rounded to what a tensor core reads, half away from zero, and finite: infinity and NaN are in low alone.
+    """
     if PRECISION == "tf32x3":
-        high = _tf32_part(x)
+        finite = tl.clamp(x, -TF32_MAX, TF32_MAX)
+        high = ((finite.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
         return high, x - high
     return x, x
 
 
 @triton.jit
-def matmul(a, b_high, b_low, acc, PRECISION: tl.constexpr):
-    """acc + a @ b in float32 with b from `split`. "tf32x3": three TF32 products, together nearly float32."""
+def multiply(a, b_high, b_low, PRECISION: tl.constexpr):
+    """a @ b in float32 with b from `split`. "tf32x3": three TF32 products, together nearly float32.
+
+    Tensor cores cut off what does not fit whenever they add to a sum. So its small parts come first.
+    """
     if PRECISION == "tf32x3":
-        a_high = _tf32_part(a)
-        acc = tl.dot(a - a_high, b_high, acc, input_precision="tf32")
-        acc = tl.dot(a_high, b_low, acc, input_precision="tf32")
-        return tl.dot(a_high, b_high, acc, input_precision="tf32")
+        a_high, a_low = split(a, PRECISION)
+        product = tl.dot(a_low, b_high, input_precision="tf32")
+        product = tl.dot(a_high, b_low, product, input_precision="tf32")
+        return tl.dot(a_high, b_high, product, input_precision="tf32")
+    return tl.dot(a, b_high, input_precision=PRECISION)
+
+
+@triton.jit
+def matmul(a, b_high, b_low, acc, PRECISION: tl.constexpr):
+    """acc + a @ b, as `multiply`. With "tf32x3" tensor cores do not add to acc, which grows over many blocks."""
+    if PRECISION == "tf32x3":
+        return acc + multiply(a, b_high, b_low, PRECISION)
     return tl.dot(a, b_high, acc, input_precision=PRECISION)
 
 

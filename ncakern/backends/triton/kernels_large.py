@@ -12,13 +12,15 @@ P, Q, G, T [HIDDEN] are rows of affine [B, ROWS, HIDDEN] and hold biases, norm a
 import triton
 import triton.language as tl
 
-from ncakern.backends.triton.common import activate, matmul, pad_index, pad_shows, to_storage
+from ncakern.backends.triton.common import activate, matmul, multiply, pad_index, pad_shows, to_storage
 
 # The interpreter cannot multiply bfloat16: there, operands are rounded to it and multiplied in float32, which is what
 # tensor cores do.
 _IS_INTERPRETED = tl.constexpr(not isinstance(matmul, triton.runtime.JITFunction))
 # Rows of affine; the backward pass has the last two, too: du = P * (G * d_u - M - N * hat).
 P, Q, G, T, M, N = (tl.constexpr(i) for i in range(6))
+# Arguments that follow the size of a grid: a kernel specialised by them would be compiled again for another size.
+SIZES = ("CELLS", "D", "H", "W", "SPLITS")
 
 
 @triton.jit
@@ -145,9 +147,9 @@ def load_w1(p_w1, i_hidden, C: tl.constexpr, CP: tl.constexpr, HIDDEN: tl.conste
 
 
 @triton.jit
-def project(z, y, w0, BLOCK: tl.constexpr, HC: tl.constexpr, PRECISION: tl.constexpr):
+def project(z, y, w0, PRECISION: tl.constexpr):
     """v w0 from v in two parts."""
-    product = matmul(z, w0[0], w0[1], tl.zeros((BLOCK, HC), tl.float32), PRECISION)
+    product = multiply(z, w0[0], w0[1], PRECISION)
     return matmul(y, w0[2], w0[3], product, PRECISION)
 
 
@@ -157,7 +159,7 @@ def load_affine(p_affine, b, row, i_hidden, ROWS: tl.constexpr, HIDDEN: tl.const
     return tl.load(p_affine + (b * ROWS + row) * HIDDEN + i_hidden, mask=i_hidden < HIDDEN, other=0.0)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _nca_perceive_fwd_kernel__cells(
     p_seen, p_y, p_filters, p_list, p_counts, CELLS, D, H, W, C: tl.constexpr, FC: tl.constexpr, CP: tl.constexpr,
     FCP: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BLOCK: tl.constexpr, CT: tl.constexpr,
@@ -177,7 +179,7 @@ def _nca_perceive_fwd_kernel__cells(
         tl.store(p_y + cell_offsets(b, cell, CELLS, FC) + o[None, :], to_storage(y, p_y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _nca_moments_fwd_kernel__cells(
     p_seen, p_centre, p_moments, p_filters, p_w0, CELLS, D, H, W, C: tl.constexpr, FC: tl.constexpr, CP: tl.constexpr,
     FCP: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
@@ -199,14 +201,14 @@ def _nca_moments_fwd_kernel__cells(
     for first in tl.range(0, HIDDEN, HC, num_stages=STAGES):
         i_hidden = first + tl.arange(0, HC)
         w0 = load_w0(p_w0, i_hidden, C, FC, CP, FCP, HIDDEN, PRECISION)
-        product = project(z, y, w0, BLOCK, HC, PRECISION)
+        product = project(z, y, w0, PRECISION)
         mean = tl.sum(tl.where(exists[:, None], product, 0.0), 0) / count
         deviation = tl.where(exists[:, None], product - mean[None, :], 0.0)
         tl.store(p_moments + i_hidden, mean, mask=i_hidden < HIDDEN)
         tl.store(p_moments + HIDDEN + i_hidden, tl.sum(deviation * deviation, 0), mask=i_hidden < HIDDEN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _nca_step_fwd_kernel__listed(
     p_state, p_seen, p_out, p_centre, p_affine, p_filters, p_w0, p_w1, p_list, p_counts, CELLS, D, H, W,
     C: tl.constexpr, FC: tl.constexpr, CP: tl.constexpr, FCP: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr,
@@ -234,7 +236,7 @@ def _nca_step_fwd_kernel__listed(
         for first in tl.range(0, HIDDEN, HC, num_stages=STAGES):
             i_hidden = first + tl.arange(0, HC)
             w0 = load_w0(p_w0, i_hidden, C, FC, CP, FCP, HIDDEN, PRECISION)
-            product = project(z, y, w0, BLOCK, HC, PRECISION)
+            product = project(z, y, w0, PRECISION)
             hat = product * load_affine(p_affine, b, P, i_hidden, 4, HIDDEN)
             hat += load_affine(p_affine, b, Q, i_hidden, 4, HIDDEN)
             u = hat * load_affine(p_affine, b, G, i_hidden, 4, HIDDEN) + load_affine(

@@ -13,6 +13,7 @@ from ncakern.backends.triton.common import (
     activate,
     activate_bwd,
     matmul,
+    multiply,
     pad_entry,
     pad_index,
     pad_shows,
@@ -21,6 +22,7 @@ from ncakern.backends.triton.common import (
 )
 from ncakern.backends.triton.draw import cells_fire, load_draw
 from ncakern.backends.triton.kernels_large import (
+    SIZES,
     G,
     M,
     N,
@@ -50,12 +52,12 @@ def _transposed_matmul(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def _load_output_gradient(
-    p_d_out, draw, b, cell, exists, CELLS, H, W, C: tl.constexpr, CP: tl.constexpr, FROZEN: tl.constexpr,
+    p_d_out, p_draw, STEP, b, cell, exists, CELLS, H, W, C: tl.constexpr, CP: tl.constexpr, FROZEN: tl.constexpr,
     LISTED: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """What reaches the network of d_out: firing cells (listed ones fire) and free channels."""
-    if not LISTED:
-        exists = exists & cells_fire(draw, cell, H, W)
+    if not LISTED and CELLS > 0:  # as ever; within a condition the words of the stream take no registers of a loop
+        exists = exists & cells_fire(load_draw(p_draw, STEP, b), cell, H, W)
     d_out = load_channels(p_d_out, cell_offsets(b, cell, CELLS, C), exists, C, CP)
     return operand(tl.where((tl.arange(0, CP) >= FROZEN)[None, :], d_out, 0.0), DTYPE)
 
@@ -68,7 +70,7 @@ def _load_features(
     """v in two parts, from the state and the stored perception."""
     z = load_channels(p_seen, cell_offsets(b, cell, CELLS, C), exists, C, CP)
     y = load_channels(p_y, cell_offsets(b, cell, CELLS, FC), exists, FC, FCP)
-    if HAS_NORM:
+    if HAS_NORM and CELLS > 0:  # as ever; within a condition the constants take no registers of a loop
         z = centre(z, p_centre, b, 0, C, FC, C, CP)
         y = centre(y, p_centre, b, C, C, FC, FC, FCP)
     return operand(z, DTYPE), operand(y, DTYPE)
@@ -76,11 +78,10 @@ def _load_features(
 
 @triton.jit
 def _hidden_bwd(
-    product, d_out, w1, p_affine, b, i_hidden, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, HC: tl.constexpr,
-    SLOPE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    product, d_out, w1, p_affine, b, i_hidden, HIDDEN: tl.constexpr, SLOPE: tl.constexpr, PRECISION: tl.constexpr
+):
     """hat, u and d_u = (d_out w1^T) * activate'(u) for the hidden units i_hidden, from product = v w0."""
-    d_active = matmul(d_out, tl.trans(w1[0]), tl.trans(w1[1]), tl.zeros((BLOCK, HC), tl.float32), PRECISION)
+    d_active = multiply(d_out, tl.trans(w1[0]), tl.trans(w1[1]), PRECISION)
     hat = product * load_affine(p_affine, b, P, i_hidden, 6, HIDDEN) + load_affine(p_affine, b, Q, i_hidden, 6, HIDDEN)
     u = hat * load_affine(p_affine, b, G, i_hidden, 6, HIDDEN) + load_affine(p_affine, b, T, i_hidden, 6, HIDDEN)
     return hat, u, activate_bwd(u, d_active, SLOPE)
@@ -96,7 +97,7 @@ def _norm_bwd(hat, d_u, exists, p_affine, b, i_hidden, HIDDEN: tl.constexpr, HAS
     return du * load_affine(p_affine, b, P, i_hidden, 6, HIDDEN)
 
 
-@triton.jit(do_not_specialize=["STEP"])
+@triton.jit(do_not_specialize=["STEP", *SIZES])
 def _nca_weights_bwd_kernel__hidden(
     p_seen, p_y, p_d_out, p_centre, p_affine, p_w0, p_w1, p_d_w0, p_d_w1, p_d_affine, p_list, p_counts, p_draw, STEP,
     CELLS, H, W, SPLITS, C: tl.constexpr, FC: tl.constexpr, CP: tl.constexpr, FCP: tl.constexpr,
@@ -116,7 +117,6 @@ def _nca_weights_bwd_kernel__hidden(
     i_hidden = tl.program_id(0) % num_chunks * HC + tl.arange(0, HC)
     is_hidden = i_hidden < HIDDEN
 
-    draw = load_draw(p_draw, STEP, b)
     w0 = load_w0(p_w0, i_hidden, C, FC, CP, FCP, HIDDEN, PRECISION)
     w1 = load_w1(p_w1, i_hidden, C, CP, HIDDEN, PRECISION)
     sum_d_u = tl.zeros((HC,), tl.float32)
@@ -131,10 +131,10 @@ def _nca_weights_bwd_kernel__hidden(
         cell, exists = list_cells(p_list, p_counts, b, tile, CELLS, BLOCK, LISTED)
         z, y = _load_features(p_seen, p_y, p_centre, b, cell, exists, CELLS, C, FC, CP, FCP, HAS_NORM, DTYPE)
         d_out = _load_output_gradient(
-            p_d_out, draw, b, cell, exists, CELLS, H, W, C, CP, FROZEN, LISTED, DTYPE
+            p_d_out, p_draw, STEP, b, cell, exists, CELLS, H, W, C, CP, FROZEN, LISTED, DTYPE
         )  # fmt: skip
-        product = project(z, y, w0, BLOCK, HC, PRECISION)
-        hat, u, d_u = _hidden_bwd(product, d_out, w1, p_affine, b, i_hidden, HIDDEN, BLOCK, HC, SLOPE, PRECISION)
+        product = project(z, y, w0, PRECISION)
+        hat, u, d_u = _hidden_bwd(product, d_out, w1, p_affine, b, i_hidden, HIDDEN, SLOPE, PRECISION)
         if D_AFFINE:
             sum_d_u += tl.sum(d_u, 0)
             sum_d_u_hat += tl.sum(d_u * hat, 0)
@@ -156,7 +156,7 @@ def _nca_weights_bwd_kernel__hidden(
         tl.store(p_row + C + o[None, :], d_w0_y, mask=is_hidden[:, None] & (o < FC)[None, :])
 
 
-@triton.jit(do_not_specialize=["STEP"])
+@triton.jit(do_not_specialize=["STEP", *SIZES])
 def _nca_cells_bwd_kernel__cells(
     p_seen, p_y, p_d_out, p_d_seen, p_centre, p_affine, p_w0, p_w1, p_list, p_counts, p_draw, STEP, CELLS, H, W,
     C: tl.constexpr, FC: tl.constexpr,
@@ -169,10 +169,9 @@ def _nca_cells_bwd_kernel__cells(
     b, cell, exists, has_work = tile_cells(p_list, p_counts, CELLS, BLOCK, LISTED)
 
     if has_work:
-        draw = load_draw(p_draw, STEP, b)
         z, y = _load_features(p_seen, p_y, p_centre, b, cell, exists, CELLS, C, FC, CP, FCP, HAS_NORM, DTYPE)
         d_out = _load_output_gradient(
-            p_d_out, draw, b, cell, exists, CELLS, H, W, C, CP, FROZEN, LISTED, DTYPE
+            p_d_out, p_draw, STEP, b, cell, exists, CELLS, H, W, C, CP, FROZEN, LISTED, DTYPE
         )  # fmt: skip
         d_z = tl.zeros((BLOCK, CP), tl.float32)
         d_y = tl.zeros((BLOCK, FCP), tl.float32)
@@ -180,8 +179,8 @@ def _nca_cells_bwd_kernel__cells(
             i_hidden = first + tl.arange(0, HC)
             w0 = load_w0(p_w0, i_hidden, C, FC, CP, FCP, HIDDEN, PRECISION)
             w1 = load_w1(p_w1, i_hidden, C, CP, HIDDEN, PRECISION)
-            product = project(z, y, w0, BLOCK, HC, PRECISION)
-            hat, u, d_u = _hidden_bwd(product, d_out, w1, p_affine, b, i_hidden, HIDDEN, BLOCK, HC, SLOPE, PRECISION)
+            product = project(z, y, w0, PRECISION)
+            hat, u, d_u = _hidden_bwd(product, d_out, w1, p_affine, b, i_hidden, HIDDEN, SLOPE, PRECISION)
             du = operand(_norm_bwd(hat, d_u, exists, p_affine, b, i_hidden, HIDDEN, HAS_NORM), DTYPE)
             d_z = matmul(du, tl.trans(w0[0]), tl.trans(w0[1]), d_z, PRECISION)
             d_y = matmul(du, tl.trans(w0[2]), tl.trans(w0[3]), d_y, PRECISION)
@@ -219,6 +218,31 @@ def _any(x):
 
 
 @triton.jit
+def _add_row(
+    acc, p_d_y, p_filters, d, h, w, e_d, e_h, shown, D, H, W, C: tl.constexpr, FC: tl.constexpr, CP: tl.constexpr,
+    FCP: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ENTRIES_W: tl.constexpr,
+    DENSE: tl.constexpr, PADDING: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """acc + what the entries e_d, e_h and any along W show from outside of some axis."""
+    i_d, tap_d, shown_d = pad_entry(d, e_d, D, KD, PADDING)
+    i_h, tap_h, shown_h = pad_entry(h, e_h, H, KH, PADDING)
+    shown = shown & shown_d & shown_h
+    # Where p is inside on the other two axes, the first entries are done already.
+    first = KW if PADDING == "zeros" else tl.where((e_d < KD) & (e_h < KH), KW, 0)
+    if _any(shown):
+        for e_w in range(first, ENTRIES_W):
+            i_w, tap_w, shown_w = pad_entry(w, e_w, W, KW, PADDING)
+            shown_w = shown_w & shown
+            if _any(shown_w):
+                tap = (tap_d * KH + tap_h) * KW + tap_w
+                acc = _add_tap(
+                    acc, p_d_y, p_filters, tap, i_d, i_h, i_w, shown_w, H, W, C, FC, CP, FCP, KD * KH * KW * C * FC,
+                    DENSE, DTYPE, PRECISION,
+                )  # fmt: skip
+    return acc
+
+
+@triton.jit(do_not_specialize=SIZES)
 def _nca_perceive_bwd_kernel__gather(
     p_d_y, p_d_seen, p_filters, CELLS, D, H, W, C: tl.constexpr, FC: tl.constexpr, CP: tl.constexpr, FCP: tl.constexpr,
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ENTRIES_D: tl.constexpr, ENTRIES_H: tl.constexpr,
@@ -242,31 +266,20 @@ def _nca_perceive_bwd_kernel__gather(
             acc, p_sample, p_filters, tap, i_d, i_h, i_w, shown, H, W, C, FC, CP, FCP, PLANE, DENSE, DTYPE, PRECISION
         )  # fmt: skip
     for e_d in range(ENTRIES_D):  # p is outside on some axis
-        i_d, tap_d, shown_d = pad_entry(d, e_d, D, KD, PADDING)
-        shown_d = shown_d & exists
+        shown_d = pad_entry(d, e_d, D, KD, PADDING)[2] & exists
         if _any(shown_d):
             for e_h in range(ENTRIES_H):
-                i_h, tap_h, shown_h = pad_entry(h, e_h, H, KH, PADDING)
-                shown_h = shown_h & shown_d
-                # Where p is inside on the other two axes, the first entries are done already.
-                first = KW if PADDING == "zeros" else tl.where((e_d < KD) & (e_h < KH), KW, 0)
-                if _any(shown_h):
-                    for e_w in range(first, ENTRIES_W):
-                        i_w, tap_w, shown_w = pad_entry(w, e_w, W, KW, PADDING)
-                        shown_w = shown_w & shown_h
-                        if _any(shown_w):
-                            tap = (tap_d * KH + tap_h) * KW + tap_w
-                            acc = _add_tap(
-                                acc, p_sample, p_filters, tap, i_d, i_h, i_w, shown_w, H, W, C, FC, CP, FCP, PLANE,
-                                DENSE, DTYPE, PRECISION,
-                            )  # fmt: skip
+                acc = _add_row(
+                    acc, p_sample, p_filters, d, h, w, e_d, e_h, shown_d, D, H, W, C, FC, CP, FCP, KD, KH, KW,
+                    ENTRIES_W, DENSE, PADDING, DTYPE, PRECISION,
+                )  # fmt: skip
 
     mask = exists[:, None] & (c < C)[None, :]
     p_d_z = p_d_seen + cell_offsets(b, cell, CELLS, C) + c[None, :]
     tl.store(p_d_z, tl.load(p_d_z, mask=mask, other=0.0) + acc, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _nca_weights_bwd_kernel__filters(
     p_seen, p_d_y, p_d_filters, p_list, p_counts, CELLS, D, H, W, SPLITS, C: tl.constexpr, FC: tl.constexpr,
     CT: tl.constexpr, FCT: tl.constexpr, KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BLOCK: tl.constexpr,

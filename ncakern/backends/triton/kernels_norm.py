@@ -32,7 +32,7 @@ def _load_affine(p_norm_weight, p_norm_bias, p_scale, p_shift, b, j, HIDDEN: tl.
     return factor, shift
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["PARTS"])
 def _nca_norm_fwd_kernel__combine(
     p_parts, p_stats, PARTS, C: tl.constexpr, CP: tl.constexpr, F: tl.constexpr, HIDDEN: tl.constexpr,
     HP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -134,7 +134,7 @@ def _nca_norm_bwd_kernel__fold(
     tl.store(p_row + 4 * HP, tl.zeros((BLOCK,), tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["SAMPLES", "PROGRAMS", "CELLS"])
 def _nca_norm_bwd_kernel__means(
     p_parts, p_vectors, p_sums, SAMPLES, PROGRAMS, CELLS, CP: tl.constexpr, F: tl.constexpr, HIDDEN: tl.constexpr,
     HP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,

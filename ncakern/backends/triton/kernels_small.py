@@ -9,9 +9,9 @@ sum there, without a bias.
 import triton
 import triton.language as tl
 
-from ncakern.backends.triton.common import activate, matmul, split, to_storage
+from ncakern.backends.triton.common import activate, matmul, multiply, split, to_storage
 from ncakern.backends.triton.draw import load_draw, tile_fires
-from ncakern.backends.triton.march import add_plane, filter_sums, load_cells, rotate, tile_start, zeros
+from ncakern.backends.triton.march import SIZES, add_plane, filter_sums, load_cells, rotate, tile_cells, zeros
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _split_weights(
     return high + (part[0],), low + (part[1],)
 
 
-@triton.jit(do_not_specialize=["STEP"])
+@triton.jit(do_not_specialize=["STEP", *SIZES])
 def _nca_step_fwd_kernel__small(
     p_state,
     p_seen,
@@ -47,7 +47,7 @@ def _nca_step_fwd_kernel__small(
     W_START,
     LD,
     NUM_TILES,
-    Y_STRIDE,
+    Y_CELLS,
     C: tl.constexpr,
     CP: tl.constexpr,
     F: tl.constexpr,
@@ -75,13 +75,9 @@ def _nca_step_fwd_kernel__small(
     BM: tl.constexpr = TH * TW
     NUM_CHUNKS: tl.constexpr = HP // HC
     b = tl.program_id(0) // NUM_TILES
-    d0, h0, w0 = tile_start(tl.program_id(0) % NUM_TILES, H, W, W_START, LD, TH, TW)
+    d0, h0, w0, h, w, in_plane, o_cell = tile_cells(tl.program_id(0) % NUM_TILES, H, W, W_START, LD, TH, TW)
 
     c = tl.arange(0, CP)
-    cell = tl.arange(0, BM)
-    h, w = h0 + cell // TW, w0 + cell % TW
-    in_plane = (h < H) & (w >= 0) & (w < W)
-    o_cell = tl.minimum(h, H - 1) * W + tl.minimum(tl.maximum(w, 0), W - 1)
     plane = tl.cast(H, tl.int64) * W * C
     o_sample = tl.cast(b, tl.int64) * D * plane
     o_store = o_cell[:, None] * C + c[None, :]
@@ -106,10 +102,10 @@ def _nca_step_fwd_kernel__small(
         if d >= d0:
             o_plane = o_sample + plane * d
             z = load_cells(p_seen + o_plane, o_cell, in_plane, C, CP, True)
-            y = filter_sums(sums, p_y, o_plane, Y_STRIDE, o_cell, in_plane, C, CP, F, KD, LOADS_Y, False)
-            delta = tl.zeros((BM, CP), tl.float32)
+            y = filter_sums(sums, p_y, o_plane, Y_CELLS, o_cell, in_plane, C, CP, F, KD, LOADS_Y, False)
+            delta = nothing
             for i in tl.static_range(NUM_CHUNKS):
-                u = matmul(z, high[i * (2 + F)], low[i * (2 + F)], tl.zeros((BM, HC), tl.float32), PRECISION)
+                u = multiply(z, high[i * (2 + F)], low[i * (2 + F)], PRECISION)
                 for f in tl.static_range(F):
                     u = matmul(y[f], high[i * (2 + F) + 1 + f], low[i * (2 + F) + 1 + f], u, PRECISION)
                 active = activate(u + b0[i][None, :], SLOPE)
@@ -125,7 +121,7 @@ def _nca_step_fwd_kernel__small(
             sums = rotate(sums, nothing, F, KD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _nca_stats_fwd_kernel__small(
     p_seen,
     p_y,
@@ -138,7 +134,7 @@ def _nca_stats_fwd_kernel__small(
     W_START,
     LD,
     NUM_TILES,
-    Y_STRIDE,
+    Y_CELLS,
     C: tl.constexpr,
     CP: tl.constexpr,
     F: tl.constexpr,
@@ -151,20 +147,18 @@ def _nca_stats_fwd_kernel__small(
     TW: tl.constexpr,
     PADDING: tl.constexpr,
     PRECISION: tl.constexpr,
-    PROGRAMS: tl.constexpr,
     STORES_Y: tl.constexpr,
 ):
     """Of u = v @ w0 over a program's cells: count, shift, sum of u - shift, sum of its square; and the sum of v.
 
-    The shift is the mean over the first plane. parts [B, PROGRAMS, 1 + 3 HP + (1 + F) CP]. Each program has every
-    PROGRAMS-th tile of a sample and one chunk of hidden units. STORES_Y: y is written as well, by every chunk alike.
-    Grid: (samples * PROGRAMS, chunks).
+    The shift is the mean over the first plane. parts [B, programs, 1 + 3 HP + (1 + F) CP]. Each program has every
+    programs-th tile of a sample and one chunk of hidden units. STORES_Y: y is written as well, by every chunk alike.
+    Grid: (programs, chunks, samples).
     """
     BM: tl.constexpr = TH * TW
-    b = tl.program_id(0) // PROGRAMS
+    b = tl.program_id(2)
 
     c = tl.arange(0, CP)
-    cell = tl.arange(0, BM)
     j = tl.program_id(1) * HC + tl.arange(0, HC)
     plane = tl.cast(H, tl.int64) * W * C
     o_sample = tl.cast(b, tl.int64) * D * plane
@@ -178,11 +172,8 @@ def _nca_stats_fwd_kernel__small(
     sum_u, sum_uu = tl.zeros((BM, HC), tl.float32), tl.zeros((BM, HC), tl.float32)
     shift = tl.zeros((HC,), tl.float32)
     count = 0.0
-    for tile in range(tl.program_id(0) % PROGRAMS, NUM_TILES, PROGRAMS):
-        d0, h0, w0 = tile_start(tile, H, W, W_START, LD, TH, TW)
-        h, w = h0 + cell // TW, w0 + cell % TW
-        in_plane = (h < H) & (w >= 0) & (w < W)
-        o_cell = tl.minimum(h, H - 1) * W + tl.minimum(tl.maximum(w, 0), W - 1)
+    for tile in range(tl.program_id(0), NUM_TILES, tl.num_programs(0)):
+        d0, _, _, h, w, in_plane, o_cell = tile_cells(tile, H, W, W_START, LD, TH, TW)
         in_plane_count = tl.sum(in_plane.to(tl.float32), 0)
         sums = zeros(F * KD, BM, CP)
         for p in range(d0 - KD // 2, tl.minimum(d0 + LD, D) + KD // 2):
@@ -191,8 +182,8 @@ def _nca_stats_fwd_kernel__small(
             if d >= d0:
                 o_plane = o_sample + plane * d
                 z = load_cells(p_seen + o_plane, o_cell, in_plane, C, CP, True)
-                y = filter_sums(sums, p_y, o_plane, Y_STRIDE, o_cell, in_plane, C, CP, F, KD, False, STORES_Y)
-                u = matmul(z, high[0], low[0], tl.zeros((BM, HC), tl.float32), PRECISION)
+                y = filter_sums(sums, p_y, o_plane, Y_CELLS, o_cell, in_plane, C, CP, F, KD, False, STORES_Y)
+                u = multiply(z, high[0], low[0], PRECISION)
                 added = (sum_v[0] + tl.where(in_plane[:, None], z, 0.0),)
                 for f in tl.static_range(F):
                     u = matmul(y[f], high[1 + f], low[1 + f], u, PRECISION)
@@ -206,7 +197,7 @@ def _nca_stats_fwd_kernel__small(
                 sum_uu += shifted * shifted
             sums = rotate(sums, nothing, F, KD)
 
-    p_part = p_parts + tl.program_id(0).to(tl.int64) * (1 + 3 * HP + (1 + F) * CP)
+    p_part = p_parts + (tl.cast(b, tl.int64) * tl.num_programs(0) + tl.program_id(0)) * (1 + 3 * HP + (1 + F) * CP)
     tl.store(p_part, count)
     tl.store(p_part + 1 + j, shift)
     tl.store(p_part + 1 + HP + j, tl.sum(sum_u, 0))

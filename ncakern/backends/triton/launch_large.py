@@ -16,7 +16,7 @@ from torch import Tensor
 from ncakern._spec import NORM_EPS
 from ncakern.backends.triton import kernels_large as forward
 from ncakern.backends.triton import kernels_large_bwd as backward
-from ncakern.backends.triton.common import num_entries
+from ncakern.backends.triton.common import TF32_MAX, num_entries
 from ncakern.backends.triton.step import Rollout, Sums
 from ncakern.backends.triton.tiles import round_up
 from ncakern.backends.triton.tiles_large import LargeTile, choose_large_tile, num_splits
@@ -148,7 +148,8 @@ def _num_tiles(rollout: Rollout, block: int) -> int:
 
 def _halves(weights: Tensor) -> Tensor:
     """``[2, ...]``: what fits TF32, and the rest. See `common.split`."""
-    high = ((weights.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    finite = weights.clamp(-TF32_MAX.value, TF32_MAX.value).contiguous()
+    high = ((finite.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
     return torch.stack((high, weights - high))
 
 

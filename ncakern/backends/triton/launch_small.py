@@ -49,8 +49,8 @@ def _write_stats(rollout: Rollout, packed: Packed, seen: Tensor, y: Tensor | Non
     sizes = packed.grid(rollout, tile)
     programs = parts(sizes[5], shares=rollout.batch, programs=rollout.programs)
     part_sums = packed.w0.new_empty(rollout.batch * programs, 1 + 3 * padded_hidden + features * padded_channels)
-    kernels._nca_stats_fwd_kernel__small[(rollout.batch * programs, padded_hidden // tile.chunk)](
+    kernels._nca_stats_fwd_kernel__small[(programs, padded_hidden // tile.chunk, rollout.batch)](
         seen, part_sums if y is None else y, packed.filters, packed.w0, part_sums, *sizes, HC=tile.chunk, TH=tile.rows,
-        TW=tile.columns, PROGRAMS=programs, STORES_Y=y is not None, num_warps=tile.warps, **packed.network,
+        TW=tile.columns, STORES_Y=y is not None, num_warps=tile.warps, **packed.network,
     )  # fmt: skip
     combine(rollout, packed, part_sums, stats)

@@ -1,16 +1,18 @@
 """The family for few channels and depthwise filters: a step backward, and the gradients that follow from its sums.
 
-The first launch of the kernel for cells computes perception and keeps it for the next one. With a norm the sums come
-first and the gradient of perception can take its place; without one the gradient comes first.
+The first kernel computes perception and keeps it for the next one. With a norm that is the one for sums, and the
+gradient of perception can take its place; without one it is the one for cells.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ncakern._spec import NORM_EPS
-from ncakern.backends.triton import kernels_small_bwd as kernels
+from ncakern.backends.triton import kernels_depthwise_bwd, kernels_small_bwd
 from ncakern.backends.triton.common import num_entries
 from ncakern.backends.triton.norm_small import fold_bwd, write_means
 from ncakern.backends.triton.pack_small import Packed, modulation
@@ -34,7 +36,7 @@ def step_bwd(
 
 
 class _Cells:
-    """The launches of `_nca_cells_bwd_kernel__small` for one step."""
+    """The launches of `kernels_small_bwd.py` for one step."""
 
     def __init__(
         self, rollout: Rollout, packed: Packed, index: int, seen: Tensor, stats: Tensor | None, d_out: Tensor
@@ -60,50 +62,68 @@ class _Cells:
 
     def run(self, sums: Sums) -> None:
         """Write d_seen and d_y, and add to sums all but the gradients of the filters."""
-        tiles = self.packed.tiles
+        tiles, padded_hidden = self.packed.tiles, self.packed.w0.shape[-1]
         if self.rstd is None:
-            self._launch(tiles.cells, cells=True, stores_y=True)
-            parts = self._launch(tiles.weights, sums=True, weights=True, loads_y=True)
-            g, gt = parts[..., : 2 * self.packed.w0.shape[-1]].sum(1, dtype=torch.float64).chunk(2, 1)
+            self._run_cells(tiles.cells)
+            parts = self._run_weights(tiles.weights)
+            g, gt = parts[..., : 2 * padded_hidden].sum(1, dtype=torch.float64).chunk(2, 1)
             g, gt = g[:, : self.rollout.hidden], gt[:, : self.rollout.hidden]
         else:
-            parts = self._launch(tiles.sums, sums=True, stores_y=True)
-            g, gt = write_means(self.rollout, self.packed, parts, self.vectors)
-            if tiles.joins_backward(self.packed.w0.shape[-1]):
-                parts = self._launch(tiles.cells, cells=True, weights=True, loads_y=True)
-            else:
-                parts = self._launch(tiles.weights, weights=True, loads_y=True)
-                self._launch(tiles.cells, cells=True, loads_y=True)
+            g, gt = write_means(self.rollout, self.packed, self._run_sums(tiles.sums), self.vectors)
+            has_cells = tiles.joins_backward(padded_hidden)
+            parts = self._run_weights(tiles.weights, has_cells=has_cells)
+            if not has_cells:
+                self._run_cells(tiles.cells)
         self._add(sums, g, gt, self._sum_weights(parts))
 
-    def _launch(
-        self,
-        tile: Tile,
-        *,
-        sums: bool = False,
-        cells: bool = False,
-        weights: bool = False,
-        loads_y: bool = False,
-        stores_y: bool = False,
-    ) -> Tensor:
-        """One launch; what its programs summed, [B, programs, 2 HP + (2 + F) HP CP]."""
-        rollout, packed = self.rollout, self.packed
-        features, padded_channels, padded_hidden = packed.w0.shape
-        sizes = packed.grid(rollout, tile)
-        programs = parts(sizes[5], shares=rollout.batch, programs=rollout.programs)
-        num_chunks = padded_hidden // tile.chunk
-        chunks = num_chunks if cells else 1
-        width = 2 * padded_hidden + (1 + features) * padded_hidden * padded_channels
-        part_sums = packed.w0.new_empty(rollout.batch, programs, width)
-        kernels._nca_cells_bwd_kernel__small[(rollout.batch * programs, num_chunks // chunks)](
-            self.seen, self.y, self.d_out, self.d_seen, self.d_y, packed.filters, self.w0, packed.w1, self.vectors,
-            self.center, part_sums, rollout.draw, self.index, *sizes, HC=tile.chunk, TH=tile.rows, TW=tile.columns,
-            FROZEN=rollout.spec.frozen_channels, SLOPE=rollout.slope, PROGRAMS=programs,
-            PER_SAMPLE=self.w0.shape[0] > 1, HAS_SEEN=rollout.perceive_from is not None,
-            HAS_NORM=self.rstd is not None, CHUNKS=chunks, SUMS=sums, CELLS=cells, WEIGHTS=weights, LOADS_Y=loads_y,
-            STORES_Y=stores_y, num_warps=tile.warps, **packed.network,
+    def _run_sums(self, tile: Tile) -> Tensor:
+        """The sums of g and g t of each program, ``[B, programs, ...]``; y is written."""
+        parts, sizes = self._new_parts(tile)
+        kernels_small_bwd._nca_sums_bwd_kernel__small[self._grid(parts, tile)](
+            self.seen, self.y, self.d_out, self.packed.filters, self.w0, self.packed.w1, self.vectors, self.center,
+            parts, self.rollout.draw, self.index, *sizes, **self._constants(tile), **self.packed.network,
         )  # fmt: skip
-        return part_sums
+        return parts
+
+    def _run_cells(self, tile: Tile) -> None:
+        """Write d_seen and d_y; without a norm, y too."""
+        rollout = self.rollout
+        num_tiles = tile.count(rollout.size, left=rollout.left)
+        kernels_small_bwd._nca_cells_bwd_kernel__small[(rollout.batch * num_tiles,)](
+            self.seen, self.y, self.d_out, self.d_seen, self.d_y, self.packed.filters, self.w0, self.packed.w1,
+            self.vectors, self.center, rollout.draw, self.index, *self.packed.grid(rollout, tile),
+            HAS_SEEN=rollout.perceive_from is not None, HAS_NORM=self.rstd is not None, **self._constants(tile),
+            **self.packed.network,
+        )  # fmt: skip
+
+    def _run_weights(self, tile: Tile, *, has_cells: bool = False) -> Tensor:
+        """The sums for the gradients of weights, ``[B, programs, ...]``; with has_cells d_seen and d_y are written."""
+        parts, sizes = self._new_parts(tile)
+        constants = self.packed.network | self._constants(tile)
+        for name in ("KD", "KH", "KW", "PADDING"):  # y is there
+            del constants[name]
+        kernels_small_bwd._nca_weights_bwd_kernel__small[self._grid(parts, tile)](
+            self.seen, self.y, self.d_out, self.d_seen, self.d_y, self.w0, self.packed.w1, self.vectors, self.center,
+            parts, self.rollout.draw, self.index, *sizes, HAS_SEEN=self.rollout.perceive_from is not None,
+            HAS_NORM=self.rstd is not None, CELLS=has_cells, **constants,
+        )  # fmt: skip
+        return parts
+
+    def _new_parts(self, tile: Tile) -> tuple[Tensor, tuple[int, ...]]:
+        """Room for what each program sums, ``[B, programs, 2 HP + (2 + F) HP CP]``, and the sizes of the grid."""
+        features, padded_channels, padded_hidden = self.packed.w0.shape
+        sizes = self.packed.grid(self.rollout, tile)
+        programs = parts(sizes[5], shares=self.rollout.batch, programs=self.rollout.programs)
+        width = 2 * padded_hidden + (1 + features) * padded_hidden * padded_channels
+        return self.packed.w0.new_empty(self.rollout.batch, programs, width), sizes
+
+    def _grid(self, parts: Tensor, tile: Tile) -> tuple[int, int, int]:
+        return parts.shape[1], self.packed.w0.shape[-1] // tile.chunk, parts.shape[0]
+
+    def _constants(self, tile: Tile) -> dict[str, Any]:
+        named: dict[str, Any] = {"HC": tile.chunk, "TH": tile.rows, "TW": tile.columns, "num_warps": tile.warps}
+        named |= {"FROZEN": self.rollout.spec.frozen_channels, "SLOPE": self.rollout.slope}
+        return named | {"PER_SAMPLE": self.w0.shape[0] > 1}
 
     def _sum_weights(self, parts: Tensor) -> Tensor:
         """The gradients of w0 and w1 of each sample, [B, 2 + F, h, C], float64."""
@@ -146,8 +166,8 @@ def _add_through_filters(rollout: Rollout, packed: Packed, d_y: Tensor, d_seen: 
     tile = packed.tiles.cells
     num_tiles = tile.count(rollout.size)
     entries = [num_entries(k, rollout.spec.padding) for k in rollout.kernel]
-    kernels._nca_perceive_bwd_kernel__depthwise[(rollout.batch * num_tiles,)](
-        d_y, d_seen, packed.filters, *rollout.size, tile.planes, num_tiles, d_seen.numel(), TH=tile.rows,
+    kernels_depthwise_bwd._nca_perceive_bwd_kernel__depthwise[(rollout.batch * num_tiles,)](
+        d_y, d_seen, packed.filters, *rollout.size, tile.planes, num_tiles, rollout.batch * rollout.cells, TH=tile.rows,
         TW=tile.columns, ENTRIES_D=entries[0], ENTRIES_H=entries[1], ENTRIES_W=entries[2], num_warps=tile.warps,
         **packed.perception,
     )  # fmt: skip
@@ -161,8 +181,8 @@ def _add_filter_gradients(rollout: Rollout, packed: Packed, seen: Tensor, d_y: T
     shares = rollout.filters * kernel_h * kernel_w
     programs = parts(all_tiles, shares=shares, programs=rollout.programs)
     part_sums = packed.filters.new_empty(programs, *packed.filters.shape)
-    kernels._nca_filters_bwd_kernel__depthwise[(programs, shares)](
-        seen, d_y, part_sums, *rollout.size, tile.planes, num_tiles, all_tiles, d_y[0].numel(), TH=tile.rows,
-        TW=tile.columns, num_warps=tile.warps, **packed.perception,
+    kernels_depthwise_bwd._nca_filters_bwd_kernel__depthwise[(programs, shares)](
+        seen, d_y, part_sums, *rollout.size, tile.planes, num_tiles, all_tiles, rollout.batch * rollout.cells,
+        TH=tile.rows, TW=tile.columns, num_warps=tile.warps, **packed.perception,
     )  # fmt: skip
     sums.perceive_weight += part_sums.sum(0, dtype=torch.float64)[..., : rollout.channels].movedim(-1, 1)

@@ -9,6 +9,9 @@ import triton.language as tl
 
 from ncakern.backends.triton.common import pad_index, pad_shows
 
+# Arguments that follow the size of a grid: a kernel specialised by them would be compiled again for another size.
+SIZES = ("D", "H", "W", "W_START", "LD", "NUM_TILES", "ALL_TILES", "Y_CELLS")
+
 
 @triton.jit
 def tile_start(tile, H, W, W_START, LD, TH: tl.constexpr, TW: tl.constexpr):
@@ -16,6 +19,17 @@ def tile_start(tile, H, W, W_START, LD, TH: tl.constexpr, TW: tl.constexpr):
     num_w = tl.cdiv(W - W_START, TW)
     num_h = tl.cdiv(H, TH)
     return tile // (num_w * num_h) * LD, tile // num_w % num_h * TH, W_START + tile % num_w * TW
+
+
+@triton.jit
+def tile_cells(tile, H, W, W_START, LD, TH: tl.constexpr, TW: tl.constexpr):
+    """`tile_start`, then of the tile's cells [TH * TW]: row, column, whether the plane has it, and an offset in it."""
+    d0, h0, w0 = tile_start(tile, H, W, W_START, LD, TH, TW)
+    cell = tl.arange(0, TH * TW)
+    h, w = h0 + cell // TW, w0 + cell % TW
+    in_plane = (h < H) & (w >= 0) & (w < W)
+    o_cell = tl.minimum(h, H - 1) * W + tl.minimum(tl.maximum(w, 0), W - 1)
+    return d0, h0, w0, h, w, in_plane, o_cell
 
 
 @triton.jit
@@ -96,7 +110,7 @@ def filter_sums(
     sums,
     p_y,
     o_plane,
-    Y_STRIDE,
+    Y_CELLS,
     o_cell,
     in_plane,
     C: tl.constexpr,
@@ -109,7 +123,7 @@ def filter_sums(
     """y_1 .. y_F of the complete plane: the first of each filter's sums, or what was kept in y [F, B, D, H, W, C]."""
     y = ()
     for f in tl.static_range(F):
-        p_plane = p_y + tl.cast(Y_STRIDE, tl.int64) * f + o_plane
+        p_plane = p_y + tl.cast(Y_CELLS, tl.int64) * (f * C) + o_plane
         if LOADS_Y:  # noqa: SIM108  a constant: only one side is compiled
             y = y + (load_cells(p_plane, o_cell, in_plane, C, CP, True),)
         else:

@@ -26,8 +26,8 @@ class Packed:
     network: dict[str, Any]  # constants of those with hidden units
 
     def grid(self, rollout: Rollout, tile: Tile) -> tuple[int, ...]:
-        """The sizes as the kernels with hidden units take them: D, H, W, W_START, LD, NUM_TILES, Y_STRIDE."""
-        cells = rollout.batch * rollout.cells * rollout.channels
+        """The sizes as the kernels with hidden units take them: D, H, W, W_START, LD, NUM_TILES, Y_CELLS."""
+        cells = rollout.batch * rollout.cells
         return (*rollout.size, -rollout.left, tile.planes, tile.count(rollout.size, left=rollout.left), cells)
 
 
@@ -60,6 +60,7 @@ def pack(rollout: Rollout) -> Packed:
         programs=rollout.programs,
         precision=rollout.precision,
         has_16_bits=rollout.dtype != torch.float32,
+        has_norm=rollout.spec.norm != "none",
     )
     perception: dict[str, Any] = {"C": channels, "CP": padded_channels, "F": rollout.filters}
     perception |= dict(zip(("KD", "KH", "KW"), rollout.kernel, strict=True)) | {"PADDING": rollout.spec.padding}

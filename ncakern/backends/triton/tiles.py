@@ -91,11 +91,12 @@ def choose_tiles(
     programs: int,
     precision: str,
     has_16_bits: bool,
+    has_norm: bool,
 ) -> Tiles:
     """Tiles that spill no registers on sm_90. `features`: (1 + F) * CP, channels of a perception vector.
 
     Three TF32 products for one need so many registers that only 32 hidden units fit, and of weights 32 cells; so do
-    the many planes that a deep filter keeps, and types to convert.
+    the many planes that a deep filter keeps, and types to convert. With a norm the gradients of cells need no planes.
     """
     is_split, is_deep = precision == "tf32x3", kernel[0] > 3
     most = 64 if features <= 32 else 32
@@ -105,11 +106,14 @@ def choose_tiles(
         return choose_tile(size, kernel, cells=min(cells, most), chunk=min(chunk, padded_hidden), **shape)
 
     wide = 32 if is_split or features > 32 else 64
+    sums = tile(64, wide)
+    if is_deep:
+        sums = tile(32, 64) if is_split else tile(64, 64)._replace(warps=8)
     return Tiles(
         fwd=tile(32 if is_deep else 64, 32),
-        sums=tile(32, 64) if is_deep else tile(64, wide),
+        sums=sums,
         weights=tile(32 if is_split or has_16_bits else 64, 16 if is_split and features > 32 else wide),
-        cells=tile(32 if is_split else 64, 32) if is_deep else tile(64, wide),
+        cells=tile(32 if is_split else 64, 32) if is_deep and not has_norm else tile(64, wide),
     )
 
 

@@ -24,7 +24,7 @@ _TILES = {
     "norm_weights": {"tf32": (16, 64, 1)},  # likewise with a norm, in any precision
     "all_weights": {"tf32": (16, 32, 1)},
     "cells": {"tf32": (64, 16, 2), "tf32x3": (16, 32, 2)},
-    "gather": {"tf32": (64, 16, 2), "tf32x3": (32, 16, 2)},
+    "gather": {"tf32": (64, 16, 2), "tf32x3": (16, 16, 2)},
 }
 
 

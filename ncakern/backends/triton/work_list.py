@@ -17,7 +17,7 @@ _BLOCK = 1024
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
-@triton.jit(do_not_specialize=["STEP"])
+@triton.jit(do_not_specialize=["STEP", "CELLS", "H", "W"])
 def _nca_work_list_fwd_kernel(
     p_ends,
     p_list,
