@@ -1,6 +1,7 @@
 // The whole algorithm in the order it builds on itself; included once per instruction set.
 // clang-format off
 #include "simd/vectors.inl"
+#include "simd/activation.inl"
 #include "simd/products.inl"
 #include "simd/depthwise.inl"
 #include "simd/dense.inl"

@@ -86,6 +86,8 @@ Forward find_amx(const RolloutArgs& args) {
   if (!amx::supported()) throw py::value_error("use_amx: this machine has no AMX tiles for bfloat16");
   if (args.storage != Storage::kBFloat16 || args.perception != Perception::kDense || args.norm != Norm::kNone)
     throw py::value_error("use_amx: AMX tiles compute dense perception without norm on a bfloat16 state only");
+  if (args.activation != Activation::kRelu && args.activation != Activation::kLeakyRelu)
+    throw py::value_error("use_amx: AMX tiles compute the activations relu and leaky_relu only");
   return amx::fwd;
 }
 
@@ -104,8 +106,11 @@ void read_spec(const Options& options, RolloutArgs* args) {
                                                       {"circular", Padding::kCircular}});
   args->norm =
       options.choice<Norm>("norm", {{"none", Norm::kNone}, {"batch", Norm::kBatch}, {"instance", Norm::kInstance}});
-  args->activation =
-      options.choice<Activation>("activation", {{"relu", Activation::kRelu}, {"leaky_relu", Activation::kLeakyRelu}});
+  args->activation = options.choice<Activation>("activation", {{"relu", Activation::kRelu},
+                                                               {"leaky_relu", Activation::kLeakyRelu},
+                                                               {"silu", Activation::kSilu},
+                                                               {"gelu", Activation::kGelu},
+                                                               {"tanh", Activation::kTanh}});
   args->storage = options.choice<Storage>(
       "storage", {{"float32", Storage::kFloat32}, {"bfloat16", Storage::kBFloat16}, {"float16", Storage::kFloat16}});
   args->fire_threshold = uint64_t(options.number("fire_threshold", 0, int64_t{1} << 32));

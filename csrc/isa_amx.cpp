@@ -17,6 +17,7 @@ namespace {
 constexpr int kVL = 16, kRegisters = 32;
 // clang-format off
 #include "simd/vectors.inl"
+#include "simd/activation.inl"
 #include "simd/cells.inl"
 #include "amx/tiles.inl"
 #include "forward/grid.inl"

@@ -9,7 +9,7 @@ class Interrupt;
 enum class Perception { kDepthwise, kDense };
 enum class Padding { kReflect, kZeros, kReplicate, kCircular };
 enum class Norm { kNone, kBatch, kInstance };
-enum class Activation { kRelu, kLeakyRelu };
+enum class Activation { kRelu, kLeakyRelu, kSilu, kGelu, kTanh };
 enum class Storage { kFloat32, kBFloat16, kFloat16 };
 
 constexpr float kLeakySlope = 0.01f;

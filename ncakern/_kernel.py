@@ -65,6 +65,8 @@ def why_not_amx(dtype: str, spec: RolloutSpec, *, keep: bool = False) -> str | N
         return f"needs a state of dtype bfloat16; got {dtype}"
     if spec.perception != "dense" or spec.norm != "none":
         return f"needs dense perception and norm none; got {spec.perception} and {spec.norm}"
+    if spec.activation not in ("relu", "leaky_relu"):
+        return f"needs the activation relu or leaky_relu; got {spec.activation}"
     if read_env().cpu_precision == "ieee":
         return "NCAKERN_CPU_PRECISION is ieee"
     if choose_isa() != "avx512":

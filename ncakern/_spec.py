@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 PERCEPTIONS = ("depthwise", "dense")
 PADDINGS = ("reflect", "zeros", "replicate", "circular")
 NORMS = ("none", "batch", "instance")
-ACTIVATIONS = ("relu", "leaky_relu")
+ACTIVATIONS = ("relu", "leaky_relu", "silu", "gelu", "tanh")
 
 NORM_EPS = 1e-5  # torch's default, and upstream M3D-NCA's
 LEAKY_SLOPE = 0.01  # torch's default
@@ -29,7 +29,7 @@ class RolloutSpec:
         perception: "depthwise" (one filter per channel) or "dense" (every channel sees every channel).
         padding: "reflect" (border cell not repeated), "zeros", "replicate" or "circular".
         norm: "none", "batch" (statistics of the current step over batch and cells) or "instance" (per sample).
-        activation: "relu" or "leaky_relu" (slope 0.01).
+        activation: "relu", "leaky_relu" (slope 0.01), "silu", "gelu" (exact, by the error function) or "tanh".
         fire_rate: probability in [0, 1] that a cell updates. (Upstream M3D-NCA's number is one minus this.)
         frozen_channels: number of leading channels that a step does not change.
 

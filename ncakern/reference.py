@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,13 @@ from ncakern._checks import check_rollout
 from ncakern._philox import fire_bits, seed_tensor
 from ncakern._spec import LEAKY_SLOPE, NORM_EPS, RolloutParams, RolloutSpec
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": lambda u: F.leaky_relu(u, LEAKY_SLOPE),
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+}
 _PAD_MODE = {"reflect": "reflect", "zeros": "constant", "replicate": "replicate", "circular": "circular"}
 
 
@@ -83,7 +92,7 @@ def _step(
     if modulation is not None:
         scale, shift = (_per_sample(m.to(dtype), u.dim()) for m in modulation)  # [B, 1, ..., h]
         u = scale * u + shift
-    active = F.relu(u) if spec.activation == "relu" else F.leaky_relu(u, LEAKY_SLOPE)
+    active = _ACTIVATIONS[spec.activation](u)
 
     free = spec.frozen_channels
     delta = F.linear(active, params.out_weight[free:])  # [B, *S, C - frozen]

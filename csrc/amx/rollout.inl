@@ -127,21 +127,26 @@ struct AmxUpdate {
     s.targets[s.n++] = target;
   }
 
-  template <bool kLeaky>
+  template <Activation kKind>
   void update_batch(AmxScratch& s, int slot) const {
     const int64_t v_stride = layers.hidden[0].depth, h_stride = layers.out.depth;
     bf16* y = s.v + grid.Cp;
     tile_product(s.taps, layers.perceive.depth, layers.perceive, s.n,
                  [&](int i, int j, auto... sums) { store_rounded(sums..., y + i * v_stride + j); });
     tile_product(s.v, v_stride, layers.hidden[slot], s.n,
-                 [&](int i, int j, auto... u) { store_rounded(activate<kLeaky>(u)..., s.hidden + i * h_stride + j); });
+                 [&](int i, int j, auto... u) { store_rounded(activate<kKind>(u)..., s.hidden + i * h_stride + j); });
     tile_product(s.hidden, h_stride, layers.out, s.n, [&](int i, int j, auto... d) {
       if (i >= s.n) return;
       ((store_rounded(widen(s.targets[i] + j) + d, free_channels[j / kTile], s.targets[i] + j), j += kTile), ...);
     });
     s.n = 0;
   }
-  void flush(AmxScratch& s, int slot) const { grid.leaky ? update_batch<true>(s, slot) : update_batch<false>(s, slot); }
+  void flush(AmxScratch& s, int slot) const {
+    if (grid.args.activation == Activation::kLeakyRelu)
+      update_batch<Activation::kLeakyRelu>(s, slot);
+    else
+      update_batch<Activation::kRelu>(s, slot);
+  }
 
   // One step of this thread's rows: next = current + fire * d(source).
   void update_rows(AmxScratch& s, int step, const bf16* source, const bf16* current, const AmxRows& next) const {

@@ -41,17 +41,6 @@ struct LayerGradients {
           centres[int64_t{g} * V + grid.padded(v)] = float(stats[g * grid.stats_width() + v]);
   }
 
-  template <bool kLeaky>
-  static void activation_bwd(Scratch& s, int width, int n) {
-    for (int i = 0; i < n; ++i)
-      for (int j = 0; j < width; j += kVL) {
-        float *u = s.hidden + i * kPanel + j, *d = s.d_hidden + i * kPanel + j;
-        const vf value = load(u);
-        store(d, activate_bwd<kLeaky>(value, load(d)));
-        store(u, activate<kLeaky>(value));
-      }
-  }
-
   // s.v, s.d_delta of n firing cells -> s.d_v, the gradients of their perceptions, and the sums that the weights'
   // gradients are made of.
   void batch(Scratch& s, GradientSums& sum, int slot, int n) const {
@@ -60,9 +49,10 @@ struct LayerGradients {
     const StridedRows d_delta{s.d_delta, Cp};
     for (int j = 0; j < hp; j += kPanel) {
       const int width = w.width(j);
-      layers.hidden_panel(s, slot, j, n, false);
+      layers.hidden_panel(s, slot, j, n);
       product<Start::kZero>(d_delta, wt.at(j), width, Cp, width, nullptr, s.d_hidden, kPanel, n);
-      grid.leaky ? activation_bwd<true>(s, width, n) : activation_bwd<false>(s, width, n);
+      with_activation(grid.args.activation,
+                      [&](auto kind) { activate_rows_bwd<kind>(s.hidden, s.d_hidden, kPanel, n, width); });
       const FixedRows<kPanel> d_hidden{s.d_hidden};
       const float* back = folded_wt + (int64_t{slot} * hp + j) * V;
       if (j == 0)

@@ -33,7 +33,7 @@ struct Grid {
   int run;                           // floats under the filter in one of them: kw*Cp
   int64_t rows, plane, cells;        // rows of the batch; rows and cells of one sample
   int64_t row_floats, state_floats;  // of a padded row and state
-  bool dense, has_norm, leaky, whole_fires;
+  bool dense, has_norm, whole_fires;
   int groups, slots;              // samples that share norm statistics; weights that differ by sample
   int chunks_per_sample, chunks;  // fixed pieces of work, so that sums do not depend on the thread count
   int *map_d, *map_h, *map_w;     // what padding reads, for indices from -pad on
@@ -48,7 +48,7 @@ struct Grid {
     plane = int64_t{D} * H, rows = B * plane, cells = plane * W;
     row_floats = int64_t{W + 2 * pw} * Cp, state_floats = rows * row_floats;
     dense = a.perception == Perception::kDense, has_norm = a.norm != Norm::kNone;
-    leaky = a.activation == Activation::kLeakyRelu, whole_fires = a.fire_threshold >= (uint64_t{1} << 32);
+    whole_fires = a.fire_threshold >= (uint64_t{1} << 32);
     groups = a.norm == Norm::kInstance ? B : 1;
     slots = groups > 1 || a.scale != nullptr ? B : 1;
     const int64_t moment_bytes = int64_t{8} * (V + int64_t{V} * V);  // of a chunk, with a norm

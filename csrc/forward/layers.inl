@@ -127,17 +127,20 @@ struct Layers {
       }
   }
 
-  // s.hidden = act(folded_w . s.v + folded_b) for the hidden units of the panel at j.
-  void hidden_panel(const Scratch& s, int slot, int j, int n, bool with_activation) const {
+  // s.hidden = finish(folded_w . s.v + folded_b) for the hidden units of the panel at j.
+  template <Finish kFinish = Finish::kNone>
+  void hidden_panel(const Scratch& s, int slot, int j, int n) const {
     const Panels w = folded(slot);
-    const StridedRows v{s.v, grid.V};
-    const float* bias = folded_b + int64_t{slot} * grid.hp + j;
     const int width = w.width(j), V = grid.V;
-    if (!with_activation)
-      product<Start::kBias>(v, w.at(j), width, V, width, bias, s.hidden, kPanel, n);
-    else if (grid.leaky)
-      product<Start::kBias, Finish::kLeakyRelu>(v, w.at(j), width, V, width, bias, s.hidden, kPanel, n);
-    else
-      product<Start::kBias, Finish::kRelu>(v, w.at(j), width, V, width, bias, s.hidden, kPanel, n);
+    product<Start::kBias, kFinish>(StridedRows{s.v, V}, w.at(j), width, V, width,
+                                   folded_b + int64_t{slot} * grid.hp + j, s.hidden, kPanel, n);
+  }
+  // The same with the activation: in registers where it costs next to nothing, else in L1.
+  void active_panel(const Scratch& s, int slot, int j, int n) const {
+    if (args.activation == Activation::kRelu) return hidden_panel<Finish::kRelu>(s, slot, j, n);
+    if (args.activation == Activation::kLeakyRelu) return hidden_panel<Finish::kLeakyRelu>(s, slot, j, n);
+    hidden_panel(s, slot, j, n);
+    const int width = folded(slot).width(j);
+    with_activation(args.activation, [&](auto kind) { activate_rows<kind>(s.hidden, kPanel, n, width); });
   }
 };

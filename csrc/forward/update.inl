@@ -12,7 +12,7 @@ struct Update {
     if (gather_dense) perceiver.perceive_dense(s, n, s.v + Cp, grid.V);
     for (int j = 0; j < hp; j += kPanel) {
       const int width = layers.folded(slot).width(j);
-      layers.hidden_panel(s, slot, j, n, true);
+      layers.active_panel(s, slot, j, n);
       clear_columns(s.hidden, kPanel, std::max(grid.h - j, 0), width, n);
       const FixedRows<kPanel> a{s.hidden};
       if (j == 0)

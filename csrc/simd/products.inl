@@ -60,8 +60,8 @@ NCA_INLINE void product_tile(const Rows& a, const float* b, int64_t b_stride, in
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       vf v = acc[i][j];
-      if constexpr (kFinish == Finish::kRelu) v = activate<false>(v);
-      if constexpr (kFinish == Finish::kLeakyRelu) v = activate<true>(v);
+      if constexpr (kFinish == Finish::kRelu) v = activate<Activation::kRelu>(v);
+      if constexpr (kFinish == Finish::kLeakyRelu) v = activate<Activation::kLeakyRelu>(v);
       store(out + i * out_stride + j * kVL, v);
     }
 }

@@ -46,16 +46,3 @@ NCA_INLINE void add(const float* from, float* to, int n) {
 
 // v where the mask's bits are ones, 0 where they are zeros, whatever v is.
 NCA_INLINE vf masked(vf v, vf mask) { return (vf)((vi)v & (vi)mask); }
-
-// x where the comparison is false, so that a NaN passes through, as in torch.
-template <bool kLeaky>
-NCA_INLINE vf activate(vf x) {
-  const vf below = kLeaky ? x * splat(kLeakySlope) : vf{};
-  return x < vf{} ? below : x;
-}
-
-template <bool kLeaky>
-NCA_INLINE vf activate_bwd(vf x, vf d) {
-  if (kLeaky) return x > vf{} ? d : d * splat(kLeakySlope);
-  return x <= vf{} ? vf{} : d;  // d where x is a NaN, as in torch
-}

@@ -9,6 +9,14 @@ from typing import Any
 import numpy as np
 from helpers import Case, Inputs
 
+ACTIVATIONS = {
+    "relu": lambda u: max(u, 0.0),
+    "leaky_relu": lambda u: u if u > 0 else 0.01 * u,
+    "silu": lambda u: u / (1 + math.exp(-u)),
+    "gelu": lambda u: u * (1 + math.erf(u / math.sqrt(2))) / 2,
+    "tanh": math.tanh,
+}
+
 
 def philox4x32_10(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
     """Philox4x32-10 on Python's unbounded integers."""
@@ -80,8 +88,7 @@ def _step(case: Case, tensors: dict[str, np.ndarray], state: np.ndarray, step: i
         u = hidden[cell]
         if "scale" in tensors:
             u = tensors["scale"][sample] * u + tensors["shift"][sample]
-        slope = 0.0 if spec.activation == "relu" else 0.01
-        active = [value if value > 0 else slope * value for value in u]
+        active = [ACTIVATIONS[spec.activation](value) for value in u]
         draw: dict[str, Any] = {"sample": sample + case.call.get("first_sample", 0), "step": step, "seed": seed}
         if cell_fires(position, **draw, fire_rate=spec.fire_rate, extent=extent):
             for c in range(spec.frozen_channels, channels):

@@ -35,6 +35,16 @@ CASES = [
     Case(size=(7, 3), channels=5, num_filters=3, options={"perception": "dense", "norm": "batch"}),
     Case(size=(3, 4, 5), channels=6, kernel=(3, 5, 1), options={"perception": "dense", "padding": "replicate"}),
     Case(size=(5, 6), channels=6, options={"perception": "dense", "norm": "instance", "padding": "circular"}),
+    # Activations: every way through the kernel, and inputs far from zero.
+    Case(size=(17, 19), channels=16, hidden=64, batch=1, options={"activation": "silu"}),
+    Case(size=(17, 3), channels=5, hidden=130, num_filters=2, options={"activation": "gelu", "padding": "zeros"}),
+    Case(size=(3, 17), channels=5, hidden=7, options={"activation": "tanh", "padding": "replicate"}),
+    Case(size=(4, 5, 6), channels=16, hidden=64, options={"activation": "gelu", "norm": "batch", "frozen_channels": 1}),
+    Case(size=(5, 7), channels=5, batch=3, options={"activation": "silu", "norm": "instance", "padding": "circular"}),
+    Case(size=(7, 5), channels=6, num_filters=2, options={"activation": "tanh", "perception": "dense"}),
+    Case(size=(3, 4, 5), channels=6, options={"activation": "gelu", "perception": "dense", "norm": "batch"}),
+    Case(size=(6, 7), channels=5, steps=5, keep_every=2, has_modulation=True, options={"activation": "silu"}),
+    Case(size=(9, 11), channels=5, dtype=BF16, options={"activation": "gelu", "perception": "dense"}),
     # Fire rates at the ends, modulation, perception of something else, tiles.
     Case(size=(7, 9), channels=16, hidden=64, options={"fire_rate": 1.0}),
     Case(size=(7, 9), channels=16, hidden=64, options={"fire_rate": 0.0}),
@@ -77,6 +87,41 @@ def test_result_and_gradients_match_float64(case: Case, backend: str) -> None:
     assert actual["out"].dtype == case.dtype
     for name, tensor in actual.items():
         assert_matches(tensor, plain[name], exact[name], name=name)
+
+
+def _one_unit(activation: str, values: torch.Tensor, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What one hidden unit makes of each value, and its derivative there: one sample a value, of one cell."""
+    one, zero = torch.ones(1, 1, dtype=values.dtype), torch.zeros(1, 1, dtype=values.dtype)
+    params = ncakern.RolloutParams(one.reshape(1, 1, 1, 1), zero, torch.cat((zero, zero), 1), zero[0], one)
+    spec = ncakern.RolloutSpec(activation=activation, fire_rate=1.0)
+    shift = values[:, None].clone().requires_grad_()
+    state = torch.zeros(len(values), 1, 1, 1, dtype=values.dtype)
+    out = ncakern.nca_rollout(
+        state, params, spec, 1, seed=0, modulation=(torch.ones_like(shift.detach()), shift), backend=backend
+    )
+    return out.detach().flatten(), torch.autograd.grad(out.sum(), shift)[0].flatten()
+
+
+@pytest.mark.parametrize("activation", ncakern._spec.ACTIVATIONS)
+@pytest.mark.parametrize("largest", [1.0, 6.0, 90.0, 1e4])
+def test_activations_match_float64_in_their_whole_range(activation: str, largest: float, backend: str) -> None:
+    values = torch.linspace(-largest, largest, 4001)
+    results = [
+        _one_unit(activation, values.to(dtype), name)
+        for dtype, name in ((torch.float32, backend), (torch.float32, "reference"), (torch.float64, "reference"))
+    ]
+    for name, actual, plain, exact in zip(("value", "derivative"), *results, strict=True):
+        assert_matches(actual[None], plain[None], exact[None], name=name)
+
+
+@pytest.mark.parametrize("activation", ncakern._spec.ACTIVATIONS)
+def test_activations_spread_infinity_and_nan(activation: str, backend: str) -> None:
+    nan, infinity = float("nan"), float("inf")
+    below = {"relu": 0.0, "leaky_relu": -infinity, "silu": nan, "gelu": nan, "tanh": -1.0}  # -infinity * 0 is no number
+    above = 1.0 if activation == "tanh" else infinity
+    values, expected = [nan, infinity, -infinity, -0.0], [nan, above, below[activation], 0.0]
+    actual, _ = _one_unit(activation, torch.tensor(values), backend)
+    torch.testing.assert_close(actual, torch.tensor(expected), equal_nan=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

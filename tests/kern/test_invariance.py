@@ -13,6 +13,7 @@ CASES = [
     Case(size=(9, 7, 11), channels=16, hidden=64, options={"norm": "batch", "frozen_channels": 1}),
     Case(size=(5, 9), channels=5, batch=3, options={"norm": "instance"}),
     Case(size=(17, 9), channels=5, num_filters=2, options={"perception": "dense", "padding": "zeros"}),
+    Case(size=(11, 9), channels=5, hidden=70, options={"activation": "gelu", "padding": "circular"}),
     Case(size=(13, 8), channels=7, kernel=(5, 7), dtype=torch.bfloat16, options={"padding": "replicate"}),
 ]
 NO_NORM = [case for case in CASES if case.spec.norm == "none"]
@@ -96,6 +97,7 @@ TILED = [
     Case(size=(19, 23), channels=5, kernel=(5, 3), num_filters=2, steps=2, options={"padding": "zeros"}),
     Case(size=(17, 30), channels=8, hidden=16, steps=2, options={"perception": "dense", "padding": "replicate"}),
     Case(size=(9, 11, 23), channels=16, hidden=64, steps=2),
+    Case(size=(19, 26), channels=8, hidden=16, steps=2, options={"activation": "silu"}),
 ]
 
 

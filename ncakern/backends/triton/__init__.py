@@ -41,6 +41,8 @@ def why_not(problem: Problem) -> str | None:
         return "the package triton is not installed; builds of torch for accelerators bring it"
     if problem.dtype not in _STORAGES:
         return f"needs a state of dtype {', '.join(_STORAGES)}; got {problem.dtype}"
+    if problem.spec.activation not in ("relu", "leaky_relu"):
+        return f"computes the activations relu and leaky_relu; got {problem.spec.activation}"
     sizes = {"channels": problem.channels, "filters": problem.num_filters}
     if tiles.is_small(problem.spec.perception, problem.size, hidden=problem.hidden, **sizes):
         return None

@@ -78,7 +78,7 @@ void read_common(Call& call, RolloutArgs& a) {
   call.choose("perception", {"depthwise", "dense"}, &a.perception);
   call.choose("padding", {"reflect", "zeros", "replicate", "circular"}, &a.padding);
   call.choose("norm", {"none", "batch", "instance"}, &a.norm);
-  call.choose("activation", {"relu", "leaky_relu"}, &a.activation);
+  call.choose("activation", {"relu", "leaky_relu", "silu", "gelu", "tanh"}, &a.activation);
   call.choose("storage", {"float32", "bfloat16", "float16"}, &a.storage);
   call.get("state", &a.state), call.get("perceive_from", &a.perceive_from);
   call.get("perceive_weight", &a.perceive_weight), call.get("perceive_bias", &a.perceive_bias);
