@@ -39,7 +39,8 @@ def _run(args: argparse.Namespace) -> int:
     """Run a verb; the exit code."""
     try:
         code = args.run(args)
-        sys.stdout.flush()  # a full disk behind standard output shows here
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk behind standard output shows here
     except verbs.UsageError as error:
         return _fail(error, verbs.EXIT_USAGE, args.debug)
     except verbs.DATA_ERRORS as error:

@@ -46,6 +46,11 @@ def lenient() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    with contextlib.redirect_stdout(Lenient(sys.stdout)), contextlib.redirect_stderr(Lenient(sys.stderr)):
+    with contextlib.ExitStack() as stack:
+        if sys.stdout is not None:  # it is, where it was closed before the start
+            stack.enter_context(contextlib.redirect_stdout(Lenient(sys.stdout)))
+        if sys.stderr is not None:
+            stack.enter_context(contextlib.redirect_stderr(Lenient(sys.stderr)))
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()

@@ -51,7 +51,10 @@ def write_csv(scores: Mapping[str, Any], path: str | Path) -> None:
             f"{p} {key}": number for p, entry in case.get("protocols", {}).items() for key, number in entry.items()
         }
         rows.append({"id": case["id"], **{metric: case[metric] for metric in METRICS}, **nested})
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -161,7 +161,10 @@ def read_table(path: str | Path) -> list[Row]:
 def write_table(path: str | Path, rows: Iterable[Row], threshold: float | None = None) -> None:
     """Write rows as CSV; ``flagged`` is yes or no, and empty without a threshold."""
     names = [field.name for field in dataclasses.fields(Row)]
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=[*names[:-2], "flagged", *names[-2:]])
         writer.writeheader()
         writer.writerows(dataclasses.asdict(row) | {"flagged": flag_of(row, threshold)} for row in rows)

@@ -199,3 +199,27 @@ def test_a_disk_without_room_leaves_what_was_there(model, tmp_path, kind):
     assert "File too large" in done.stderr and str(out) in done.stderr
     left = {path.name: path.read_text() for path in out.iterdir()}
     assert left == ({} if kind == "qc" else {target.name: "before"})
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_streams_may_be_closed_from_the_start(model, tmp_path, closed):
+    scan, out = write_scan(tmp_path / "s.nii"), tmp_path / "o.nii"
+    command = [sys.executable, "-m", "ncaseg", *map(str, ("predict", model, scan, "-o", out, "--no-torch"))]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(command, env=env, check=False, preexec_fn=lambda: os.close(closed))
+    assert done.returncode == 0 and out.exists()
+
+
+def test_names_that_are_no_text(model, tmp_path):
+    """Bytes of another encoding in a file name: everything is written, and escaped where it must be text."""
+    data = write_phantoms(tmp_path / "d", 2, size=(12, 12, 12))
+    strange = os.fsdecode("b\xe4uch.nii.gz".encode("latin-1"))
+    for kind in ("imagesTr", "labelsTr"):
+        (data / kind / "phantom_000.nii.gz").rename(data / kind / strange)
+    (data / "dataset.json").unlink()
+    options = ("--samples", 1, "--json", tmp_path / "s.json", "--csv", tmp_path / "s.csv")
+    assert run("evaluate", model, "--data", data, *options) == 0
+    assert run("qc", model, data / "imagesTr", "-o", tmp_path / "qc.csv", "--threshold", 1000) == 0
+    assert r"b\udce4uch" in (tmp_path / "s.csv").read_text() and r"b\udce4uch" in (tmp_path / "qc.csv").read_text()
+    assert run("predict", model, data / "imagesTr", "-o", tmp_path / "out", "--png") == 0
+    assert (tmp_path / "out" / strange).exists()

@@ -225,3 +225,11 @@ def test_a_pipe_is_not_waited_for(tmp_path, name):
     (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
     with pytest.raises((ReadError, OSError), match=r"loop\.nii"):
         Nifti().open(tmp_path / "loop.nii")
+
+
+def test_a_tilted_gantry_is_no_contradiction(tmp_path):
+    path = save(tmp_path / "a.nii", codes=(0, 1))
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<4f", raw, 296, 0.0, 2.0, 3 * np.tan(np.radians(20)), 0.0)  # the second row of the sform
+    path.write_bytes(raw)
+    assert np.array_equal(read(path), VOXELS)

@@ -166,7 +166,10 @@ def _spacing(path: Path, source: nib.Nifti1Image) -> tuple[float, float, float]:
     zooms = np.array(header.get_zooms()[:3])
     sform, qform = int(header["sform_code"]), int(header["qform_code"])
     columns = np.sqrt((linear**2).sum(0))
-    if (sform or qform) in RIGID and not np.allclose(columns, zooms, rtol=SPACING_TOLERANCE, atol=0):
+    angles = (linear / columns).T @ (linear / columns) - np.eye(3)
+    is_sheared = np.abs(angles).max() > SPACING_TOLERANCE  # by a tilted gantry: pixdim may be the distance of planes
+    is_close = np.allclose(columns, zooms, rtol=SPACING_TOLERANCE, atol=0)
+    if (sform or qform) in RIGID and not (is_sheared or is_close):
         raise ReadError(
             f"{path} contradicts itself: its affine has cells of {columns.round(4).tolist()}, its pixdim of "
             f"{zooms.round(4).tolist()}. Repair the one that is wrong"
