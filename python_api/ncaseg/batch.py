@@ -16,8 +16,8 @@ class BatchError(ValueError):
 
     def __init__(self, failed: dict[str, str], total: int, done: Any) -> None:
         lines = "; ".join(failed.values())
-        rest = "the others are done" if len(failed) < total else "nothing is done"
-        super().__init__(f"{len(failed)} of {total} cases failed, {rest}: {lines}")
+        rest = ", the others are done" if len(failed) < total else ""
+        super().__init__(f"{len(failed)} of {total} cases failed{rest}: {lines}")
         self.failed, self.done = failed, done
 
 
