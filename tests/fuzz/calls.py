@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ncakern._spec import ACTIVATIONS
+
 PARAMS = (
     "perceive_weight",
     "perceive_bias",
@@ -46,7 +48,7 @@ def draw_call(rng: np.random.Generator) -> Call:
         "perception": str(rng.choice(["depthwise", "dense"])),
         "padding": str(rng.choice(["reflect", "zeros", "replicate", "circular"])),
         "norm": str(rng.choice(["none", "none", "batch", "instance"])),
-        "activation": str(rng.choice(["relu", "leaky_relu"])),
+        "activation": str(rng.choice(ACTIVATIONS)),
         "fire_rate": float(rng.choice([0.0, 0.3, 0.5, 1.0])),
         "frozen_channels": int(rng.integers(0, channels + 1)) if rng.random() < 0.3 else 0,
     }
