@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import Case, make_inputs, run_case
+from kern.test_ops import _operator_arguments
 
 from ncakern import ops
 
@@ -58,3 +59,18 @@ def test_the_host_waits_for_no_seed_on_the_device() -> None:
     here, there = torch.tensor(3), SimpleNamespace(is_cuda=True)
     assert ops._seed(there, there) is there
     assert ops._seed(here, there) == ops._seed(here, here) == 3
+
+
+def test_gradients_need_nothing_kept(triton_interpreter: None) -> None:
+    """As in a graph that was traced without gradients: the forward pass runs again."""
+    options = {"padding": "zeros", "norm": "batch"}
+    case = Case(size=(1, 3), channels=3, hidden=5, steps=2, batch=1, options=options)
+    given = [
+        a.detach() if isinstance(a, torch.Tensor) else a
+        for a in _operator_arguments(case, make_inputs(case), "triton", keep=True)
+    ]
+    out, kept, stats = ops.nca_rollout(*given)
+    expected = ops.nca_rollout_bwd(torch.ones_like(out), kept, stats, *given[:-1])
+    actual = ops.nca_rollout_bwd(torch.ones_like(out), kept[:0], stats.new_empty(0, 0, 0), *given[:-1])
+    assert len(kept) and stats.numel()
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))

@@ -13,7 +13,7 @@ from ncakern._env import read_env
 from ncakern._spec import RolloutSpec
 from ncakern.backends.triton import graphs, launch_large, launch_small
 from ncakern.backends.triton.draw import NUM_WORDS, write_draw
-from ncakern.backends.triton.step import Rollout, Sums, stats_width
+from ncakern.backends.triton.step import Rollout, Sums, add_perceive_bias, stats_width
 from ncakern.backends.triton.tiles import is_small
 
 _TENSORS = (
@@ -138,6 +138,7 @@ def bwd(
                 for index in range(last, first - 1, -1):
                     row = stats[index] if rollout.groups else None
                     d_state = family.step_bwd(rollout, packed, index, states.pop(), row, d_state, sums)
+            add_perceive_bias(rollout, sums)
     gradients = [_gradient(getattr(sums, name), given) for name, given in zip(_TENSORS, others, strict=True)]
     # A copy, as a custom operator must not return its argument: with no cells, d_state is d_out itself.
     return (d_state.to(state.dtype, copy=True), *gradients)

@@ -299,11 +299,7 @@ def _add_network_gradients(
     sums.hidden_weight += d_w0
     scale = 1.0 if rollout.scale is None else rollout.scale.double()
     if rollout.spec.norm == "none":
-        d_bias = (scale * d_shift).sum(0)
-        sums.hidden_bias += d_bias
-        sums.hidden_weight[:, rollout.channels :] += d_bias[:, None] * rollout.perceive_bias.flatten()
-        d_perceived = d_bias @ rollout.hidden_weight[:, rollout.channels :].double()
-        sums.perceive_bias += d_perceived.view_as(rollout.perceive_bias)
+        sums.hidden_bias += (scale * d_shift).sum(0)
         d_scale = d_factor
     else:
         assert sums.norm_weight is not None and sums.norm_bias is not None

@@ -15,7 +15,7 @@ from ncakern._spec import NORM_EPS
 from ncakern.backends.triton import kernels_depthwise_bwd, kernels_small_bwd
 from ncakern.backends.triton.common import num_entries
 from ncakern.backends.triton.norm_small import fold_bwd, write_means
-from ncakern.backends.triton.pack_small import Packed, modulation
+from ncakern.backends.triton.pack_small import Packed
 from ncakern.backends.triton.step import Rollout, Sums
 from ncakern.backends.triton.tiles import Tile, parts
 
@@ -47,18 +47,11 @@ class _Cells:
         self.y = torch.empty_like(self.d_y) if stats is None else self.d_y
         self.rstd: Tensor | None = None
         if stats is None:
-            self._set_without_norm()
+            self.w0 = packed.w0[None]
+            self.vectors, self.center = packed.without_norm
         else:
             self.rstd = torch.rsqrt(stats[:, rollout.hidden : 2 * rollout.hidden] + NORM_EPS)  # [groups, h]
             self.w0, self.vectors, self.center = fold_bwd(rollout, packed, stats)
-
-    def _set_without_norm(self) -> None:
-        self.w0 = self.packed.w0[None]
-        features, padded_channels, padded_hidden = self.packed.w0.shape
-        self.center = self.w0.new_zeros(self.rollout.batch, features, padded_channels)
-        self.vectors = self.w0.new_zeros(self.rollout.batch, 5, padded_hidden)  # b0, a, s, c1, c2
-        for row, values in enumerate((self.packed.bias, *modulation(self.rollout))):
-            self.vectors[:, row, : self.rollout.hidden] = values
 
     def run(self, sums: Sums) -> None:
         """Write d_seen and d_y, and add to sums all but the gradients of the filters."""
@@ -135,18 +128,12 @@ class _Cells:
     def _add(self, sums: Sums, g: Tensor, gt: Tensor, d_weights: Tensor) -> None:
         """The gradients that follow from the sums of a launch."""
         rollout = self.rollout
-        scale, _ = modulation(rollout)
+        scale, _ = self.packed.modulation
         sums.out_weight += d_weights[:, -1].sum(0).t()
         d_w0 = d_weights[:, :-1]  # [B, 1 + F, h, C]
         if self.rstd is None:
-            d_bias = (scale * g).sum(0)
-            sums.hidden_bias += d_bias
+            sums.hidden_bias += (scale * g).sum(0)
             sums.hidden_weight += d_w0.sum(0).movedim(0, 1).flatten(1)
-            # v of the kernel is without perceive_bias.
-            perceive_bias, channels = rollout.perceive_bias.double(), rollout.channels
-            sums.hidden_weight[:, channels:] += d_bias[:, None] * perceive_bias.flatten()
-            d_perceived = d_bias @ rollout.hidden_weight[:, channels:].double()
-            sums.perceive_bias += d_perceived.reshape(perceive_bias.shape)
             d_scale = gt
         else:
             assert rollout.norm_weight is not None and rollout.norm_bias is not None

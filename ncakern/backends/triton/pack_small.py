@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,10 +21,21 @@ class Packed:
     w0: Tensor  # [1 + F, CP, HP]
     w1: Tensor  # [HP, CP]
     bias: Tensor  # [h], float64: hidden_bias with perceive_bias folded in
+    modulation: tuple[Tensor, Tensor]  # scale and shift, float64 [B, h]; [1, h] of ones and zeros where there is none
+    batch: int
     folded: tuple[Tensor, Tensor] | None  # w0 and b0 of the forward kernel, if no norm changes them
     tiles: Tiles
     perception: dict[str, Any]  # constants of every kernel
     network: dict[str, Any]  # constants of those with hidden units
+
+    @cached_property
+    def without_norm(self) -> tuple[Tensor, Tensor]:
+        """vectors and center of `kernels_small_bwd.py`, which no step changes; made for the first that goes back."""
+        features, padded_channels, padded_hidden = self.w0.shape
+        vectors = self.w0.new_zeros(self.batch, 5, padded_hidden)  # b0, a, s, c1, c2
+        for row, values in enumerate((self.bias, *self.modulation)):
+            vectors[:, row, : len(self.bias)] = values
+        return vectors, self.w0.new_zeros(self.batch, features, padded_channels)
 
     def grid(self, rollout: Rollout, tile: Tile) -> tuple[int, ...]:
         """The sizes as the kernels with hidden units take them: D, H, W, W_START, LD, NUM_TILES, Y_CELLS."""
@@ -45,10 +57,8 @@ def pack(rollout: Rollout) -> Packed:
 
     of_filters = rollout.hidden_weight[:, channels:].double()
     bias = rollout.hidden_bias.double() + of_filters @ rollout.perceive_bias.double().flatten()
-    folded = None
-    if rollout.spec.norm == "none":
-        scale, shift = modulation(rollout)
-        folded = fold(w0, scale, scale * bias + shift)
+    scale, shift = _modulation(rollout)
+    folded = fold(w0, scale, scale * bias + shift) if rollout.spec.norm == "none" else None
 
     tiles = choose_tiles(
         rollout.size,
@@ -70,6 +80,8 @@ def pack(rollout: Rollout) -> Packed:
         w0=w0,
         w1=w1,
         bias=bias,
+        modulation=(scale, shift),
+        batch=rollout.batch,
         folded=folded,
         tiles=tiles,
         perception=perception,
@@ -77,8 +89,7 @@ def pack(rollout: Rollout) -> Packed:
     )
 
 
-def modulation(rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """Scale and shift, float64 [B, h]; [1, h] of ones and zeros where there is none."""
+def _modulation(rollout: Rollout) -> tuple[Tensor, Tensor]:
     if rollout.scale is None or rollout.shift is None:
         one = rollout.hidden_bias.new_ones((1, rollout.hidden), dtype=torch.float64)
         return one, torch.zeros_like(one)

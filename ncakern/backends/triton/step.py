@@ -9,7 +9,7 @@ A family is a module of host functions:
     None without a norm; it is read if ``has_stats`` (a step computed again), else written, if need be.
 ``step_bwd(rollout, packed, index, state, stats, d_out, sums) -> Tensor``
     Given the state before step ``index``, its statistics and the gradient of its result (float32, not written), returns
-    the gradient of the state (float32) and adds to ``sums``.
+    the gradient of the state (float32) and adds to ``sums``: of v without perceive_bias, see `add_perceive_bias`.
 """
 
 from __future__ import annotations
@@ -108,3 +108,14 @@ class Sums:
             return None if tensor is None else torch.zeros_like(tensor, dtype=dtype)
 
         return cls(**{name: zeros(name) for name in cls.__dataclass_fields__})
+
+
+def add_perceive_bias(rollout: Rollout, sums: Sums) -> None:
+    """Complete ``sums`` after the last step: kernels see v without perceive_bias, which moves u as hidden_bias does.
+
+    With a norm neither moves anything, and the gradients of both are zero.
+    """
+    if rollout.spec.norm == "none":
+        of_filters = rollout.hidden_weight[:, rollout.channels :].double()
+        sums.hidden_weight[:, rollout.channels :] += sums.hidden_bias[:, None] * rollout.perceive_bias.flatten()
+        sums.perceive_bias += (sums.hidden_bias @ of_filters).view_as(sums.perceive_bias)
