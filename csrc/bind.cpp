@@ -204,6 +204,7 @@ void read_inputs(Arrays& arrays, const Sizes& sizes, RolloutArgs* args) {
     args->norm_weight = arrays.floats("norm_weight", h);
     args->norm_bias = arrays.floats("norm_bias", h);
   }
+  if (arrays.has("out_bias")) args->out_bias = arrays.floats("out_bias", args->channels);
   if (arrays.has("scale") || arrays.has("shift")) {
     args->scale = arrays.floats("scale", sizes.modulation);
     args->shift = arrays.floats("shift", sizes.modulation);
@@ -246,6 +247,7 @@ void bwd(const py::dict& tensors, const py::dict& settings) {
   args.d_hidden_weight = arrays.floats_out("d_hidden_weight", sizes.hidden_weight);
   args.d_hidden_bias = arrays.floats_out("d_hidden_bias", h);
   args.d_out_weight = arrays.floats_out("d_out_weight", sizes.out_weight);
+  if (args.out_bias != nullptr) args.d_out_bias = arrays.floats_out("d_out_bias", args.channels);
   if (args.perceive_from != nullptr)
     args.d_perceive_from = arrays.stored_out("d_perceive_from", sizes.state, args.storage);
   if (args.norm != Norm::kNone) {

@@ -43,6 +43,7 @@ struct RolloutArgs {
   const float* norm_weight;      // [h], or null without norm
   const float* norm_bias;
   const float* out_weight;  // [C, h]
+  const float* out_bias;    // [C], or null
   const float* scale;       // [B, h], or null without modulation
   const float* shift;
 
@@ -71,6 +72,7 @@ struct BackwardArgs : RolloutArgs {
   void* d_perceive_from;  // null without perceive_from
   float *d_perceive_weight, *d_perceive_bias, *d_hidden_weight, *d_hidden_bias;
   float *d_norm_weight, *d_norm_bias, *d_out_weight;
+  float* d_out_bias;  // null without out_bias
   float *d_scale, *d_shift;
 };
 

@@ -74,6 +74,7 @@ def describe(state: Tensor, params: RolloutParams, spec: RolloutSpec, steps: int
         kernel=tuple(params.perceive_weight.shape[-len(size) :]),
         spec=spec,
         steps=steps,
+        has_out_bias=params.out_bias is not None,
     )
 
 
@@ -138,6 +139,8 @@ def check_params(params: RolloutParams, state: Tensor, spec: RolloutSpec) -> Non
         shapes |= {"norm_weight": (hidden,), "norm_bias": (hidden,)}
     elif params.norm_weight is not None or params.norm_bias is not None:
         raise ValueError("norm_weight and norm_bias must be None with norm='none'; got a tensor")
+    if params.out_bias is not None:
+        shapes["out_bias"] = (channels,)
     allowed = (torch.float32,) if weight.dtype == torch.float32 else (state.dtype,)
     for name, shape in shapes.items():
         tensor = getattr(params, name)

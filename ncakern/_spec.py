@@ -106,6 +106,7 @@ class RolloutParams(NamedTuple):
         hidden_bias: ``[h]``.
         out_weight: ``[C, h]``.
         norm_weight, norm_bias: ``[h]`` with norm "batch" or "instance", else None.
+        out_bias: ``[C]``, or None.
     """
 
     perceive_weight: Tensor
@@ -115,6 +116,7 @@ class RolloutParams(NamedTuple):
     out_weight: Tensor
     norm_weight: Tensor | None = None
     norm_bias: Tensor | None = None
+    out_bias: Tensor | None = None
 
     def to(self, dtype: dtype) -> RolloutParams:
         """The same parameters in another dtype."""
@@ -134,3 +136,4 @@ class Problem(NamedTuple):
     kernel: tuple[int, ...]
     spec: RolloutSpec
     steps: int
+    has_out_bias: bool = False

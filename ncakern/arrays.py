@@ -23,6 +23,7 @@ class ArrayParams(NamedTuple):
     out_weight: np.ndarray
     norm_weight: np.ndarray | None = None
     norm_bias: np.ndarray | None = None
+    out_bias: np.ndarray | None = None
 
 
 def nca_rollout(
@@ -235,6 +236,8 @@ def _check_inputs(state: np.ndarray, params: ArrayParams, spec: RolloutSpec) -> 
         "hidden_bias": (hidden,),
         "out_weight": (channels, hidden),
     }
+    if params.out_bias is not None:
+        shapes["out_bias"] = (channels,)
     return shapes if spec.norm == "none" else shapes | {"norm_weight": (hidden,), "norm_bias": (hidden,)}
 
 

@@ -25,6 +25,7 @@ class NCA(nn.Module):
         num_filters: F, number of perception filters beside the identity.
         kernel_size: odd; one int, or one per spatial axis.
         perception, padding, norm, activation, fire_rate, frozen_channels: see :class:`RolloutSpec`.
+        out_bias: whether the update has a bias, which starts at zero.
 
     Attributes:
         spec: the :class:`RolloutSpec`; may be replaced, for example to run with other norm statistics.
@@ -53,6 +54,7 @@ class NCA(nn.Module):
         activation: str = "relu",
         fire_rate: float = 0.5,
         frozen_channels: int = 0,
+        out_bias: bool = False,
     ) -> None:
         super().__init__()
         self.spec = RolloutSpec(
@@ -86,6 +88,7 @@ class NCA(nn.Module):
         has_norm = norm != "none"
         self.norm_weight = nn.Parameter(torch.empty(hidden)) if has_norm else None
         self.norm_bias = nn.Parameter(torch.empty(hidden)) if has_norm else None
+        self.out_bias = nn.Parameter(torch.empty(channels)) if out_bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -100,6 +103,8 @@ class NCA(nn.Module):
             for tensor in tensors:
                 nn.init.uniform_(tensor, -bound, bound)
         nn.init.zeros_(self.out_weight)
+        if self.out_bias is not None:
+            nn.init.zeros_(self.out_bias)
         if self.norm_weight is not None and self.norm_bias is not None:
             nn.init.ones_(self.norm_weight)
             nn.init.zeros_(self.norm_bias)

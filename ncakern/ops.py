@@ -24,7 +24,8 @@ from ncakern._spec import Problem, RolloutParams, RolloutSpec
 # What both operators take, in this order; an absent tensor is None. The forward one takes `keep` as well.
 _TENSORS = (
     "Tensor state, Tensor perceive_weight, Tensor perceive_bias, Tensor hidden_weight, Tensor hidden_bias, "
-    "Tensor? norm_weight, Tensor? norm_bias, Tensor out_weight, Tensor? perceive_from, Tensor? scale, Tensor? shift"
+    "Tensor? norm_weight, Tensor? norm_bias, Tensor out_weight, Tensor? perceive_from, Tensor? scale, Tensor? shift, "
+    "Tensor? out_bias"
 )
 _SPEC = "str perception, str padding, str norm, str activation, float fire_rate, SymInt frozen_channels"
 _CALL = "SymInt steps, SymInt first_step, SymInt first_sample, SymInt[] origin, SymInt[] extent, SymInt keep_every"
@@ -237,7 +238,7 @@ def _seed(seed: Tensor, state: Tensor) -> int | Tensor:
 def _rollout_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *given, keep = inputs
     named = dict(zip(_SPEC_NAMES + _CALL_NAMES, given[_NUM_TENSORS + 1 : -1], strict=True))
-    state, perceive_weight, perceive_bias, hidden_weight, hidden_bias, *_, out_weight, _, _, _ = given[:_NUM_TENSORS]
+    state, perceive_weight, perceive_bias, hidden_weight, hidden_bias, *_, out_weight, _, _, _, _ = given[:_NUM_TENSORS]
     _require_one_device(given)
     num_kept = _num_kept(named["steps"], named["keep_every"]) if keep else 0
     out, kept = state.new_empty(state.shape), state.new_empty((num_kept, *state.shape))

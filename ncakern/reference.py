@@ -95,7 +95,8 @@ def _step(
     active = _ACTIVATIONS[spec.activation](u)
 
     free = spec.frozen_channels
-    delta = F.linear(active, params.out_weight[free:])  # [B, *S, C - frozen]
+    bias = None if params.out_bias is None else params.out_bias[free:]
+    delta = F.linear(active, params.out_weight[free:], bias)  # [B, *S, C - frozen]
     moved = torch.cat((state[..., :free], (current[..., free:] + delta).to(state.dtype)), dim=-1)
     return torch.where(fire[..., None], moved, state)
 

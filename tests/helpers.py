@@ -81,6 +81,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     has_modulation: bool = False
     has_perceive_from: bool = False
+    has_out_bias: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     call: dict[str, Any] = field(default_factory=dict)
     keep_every: int | str = 1
@@ -97,8 +98,14 @@ class Case:
         parts += [str(self.dtype).removeprefix("torch.")] * (self.dtype != torch.float32)
         parts += [str(v) if isinstance(v, str) else f"{k}{v}" for k, v in self.options.items()]
         parts += ["modulation"] * self.has_modulation + ["perceive_from"] * self.has_perceive_from
+        parts += ["out_bias"] * self.has_out_bias
         parts += [f"keep{self.keep_every}"] * (self.keep_every != 1) + ["tile"] * ("origin" in self.call)
         return "-".join(parts)
+
+
+def is_for_triton(case: Case) -> bool:
+    """Whether the triton backend has all that the case asks for."""
+    return not case.has_out_bias and case.spec.activation in ("relu", "leaky_relu")
 
 
 @dataclass(frozen=True)
@@ -156,6 +163,8 @@ def make_inputs(case: Case, *, seed: int = 0) -> Inputs:
     )
     perceive_from = draw(*state.shape) if case.has_perceive_from else None
     modulation = (draw(case.batch, hidden), draw(case.batch, hidden, scale=0.3)) if case.has_modulation else None
+    if case.has_out_bias:
+        params = params._replace(out_bias=draw(channels, scale=0.3))
     return Inputs(state, params, perceive_from, modulation)
 
 

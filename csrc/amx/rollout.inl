@@ -46,6 +46,8 @@ struct AmxLayers {
         for (int t = 0; t < taps; ++t)
           perceive.set(t * Cp + c, j, args.perceive_weight[(int64_t{column} * C + c) * taps + t]);
     }
+    Grid::share(args.out_bias != nullptr ? C : 0, &begin, &end);
+    for (int64_t c = begin; c < end; ++c) out.bias[c] = args.out_bias[c];
     Grid::share(grid.h, &begin, &end);
     for (int o = int(begin); o < end; ++o) {
       for (int slot = 0; slot < grid.slots; ++slot) pack_hidden(slot, o);

@@ -12,8 +12,9 @@ struct Sum {
 
 constexpr int kGradientFoldCells = 2048;
 
-struct alignas(64) GradientSums {      // its counters change with every batch: no line is shared by threads
-  Sum out_w, perceive_w, perceive_b;   // over all steps
+struct alignas(64) GradientSums {  // its counters change with every batch: no line is shared by threads
+  Sum out_w, out_b;                // over all steps; out_b is empty without a bias
+  Sum perceive_w, perceive_b;
   Sum outer, hidden;                   // sum of g v^T [hp][V] and of g [hp] of the current slot and step,
   double *outer_slots, *hidden_slots;  // where g is the gradient of the activation's input; [slots] of each
   int64_t cells_pending, filters_pending;
@@ -30,7 +31,7 @@ struct alignas(64) GradientSums {      // its counters change with every batch: 
     if (cells_pending >= kGradientFoldCells) fold_cells();
   }
   void fold_cells() {
-    for (Sum* s : {&out_w, &outer, &hidden}) s->fold();
+    for (Sum* s : {&out_w, &out_b, &outer, &hidden}) s->fold();
     cells_pending = 0;
   }
   // After n more cells, or a row of them.
@@ -52,7 +53,7 @@ static GradientSums* make_sums(Grid& grid) {
   auto sum = [&](int64_t n) { return Sum{grid.take_zeros<float>(n), grid.take_zeros<double>(n), n}; };
   for (int t = 0; t < grid.args.threads; ++t) {
     GradientSums& s = sums[t];
-    s.out_w = sum(int64_t{grid.hp} * grid.Cp);
+    s.out_w = sum(int64_t{grid.hp} * grid.Cp), s.out_b = sum(grid.args.out_bias != nullptr ? grid.Cp : 0);
     s.perceive_w = sum(filter_weights), s.perceive_b = sum(y_cell);
     s.outer_slots = grid.take_zeros<double>(grid.slots * outer);
     s.hidden_slots = grid.take_zeros<double>(int64_t{grid.slots} * grid.hp);

@@ -64,6 +64,7 @@ struct LayerGradients {
                     Cp);
       add_column_sums(s.d_hidden, kPanel, n, width, sum.hidden.partial + j);
     }
+    if (layers.out_b != nullptr) add_column_sums(s.d_delta, Cp, n, Cp, sum.out_b.partial);
     sum.count_cells(n);
   }
 };

@@ -96,6 +96,8 @@ struct ParameterGradients {
     for (int64_t filter = begin; filter < end; ++filter) store_filter(int(filter / grid.C), int(filter % grid.C));
     Grid::share(grid.h, &begin, &end);
     for (int64_t o = begin; o < end; ++o) store_hidden(o);
+    Grid::share(args.d_out_bias != nullptr ? grid.C : 0, &begin, &end);
+    for (int64_t c = begin; c < end; ++c) args.d_out_bias[c] = total(&GradientSums::out_b, c);
   }
   // The sums of all threads in their order.
   float total(Sum GradientSums::* member, int64_t i) const {

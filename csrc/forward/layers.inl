@@ -28,6 +28,7 @@ struct Layers {
   int batch_cells;             // firing cells per product
   float *hidden_w, *hidden_b;  // [V][hp], [hp] before folding
   float* out_w;                // [hp][Cp], frozen columns zero
+  float* out_b;                // [Cp], frozen ones zero; null without
   float* free_channels;        // [Cp] bit masks: zeros for frozen channels, which not even a NaN may reach
   float *folded_w, *folded_b;  // [slots] panels of [V][hp], [hp]
   double* rstd;                // [groups][hp]
@@ -38,6 +39,7 @@ struct Layers {
     hidden_w = g.take_zeros<float>(int64_t{g.V} * g.hp);
     hidden_b = g.take_zeros<float>(g.hp);
     out_w = g.take_zeros<float>(int64_t{g.hp} * g.Cp);
+    out_b = args.out_bias != nullptr ? g.take_zeros<float>(g.Cp) : nullptr;
     free_channels = g.take_zeros<float>(g.Cp);
     folded_w = g.take<float>(int64_t{g.slots} * g.V * g.hp);
     folded_b = g.take<float>(int64_t{g.slots} * g.hp);
@@ -53,6 +55,7 @@ struct Layers {
       for (int v = 0; v < n; ++v) hidden_w[int64_t{grid.padded(v)} * grid.hp + o] = args.hidden_weight[o * n + v];
       for (int c = args.frozen_channels; c < C; ++c) out_w[o * Cp + c] = args.out_weight[c * h + o];
     }
+    for (int c = args.frozen_channels; out_b != nullptr && c < C; ++c) out_b[c] = args.out_bias[c];
     std::memset(free_channels + args.frozen_channels, 0xFF, sizeof(float) * (C - args.frozen_channels));
   }
 

@@ -5,7 +5,7 @@ struct Update {
   const Perceiver& perceiver;
   const Layers& layers;
 
-  // targets[i] += out_weight . act(hidden(v[i])) for the n gathered cells.
+  // targets[i] += out_weight . act(hidden(v[i])) + out_bias for the n gathered cells.
   void update_batch(Scratch& s, int slot, int n, bool gather_dense) const {
     if (n == 0) return;
     const int Cp = grid.Cp, hp = grid.hp;
@@ -15,7 +15,9 @@ struct Update {
       layers.active_panel(s, slot, j, n);
       clear_columns(s.hidden, kPanel, std::max(grid.h - j, 0), width, n);
       const FixedRows<kPanel> a{s.hidden};
-      if (j == 0)
+      if (j == 0 && layers.out_b != nullptr)
+        product<Start::kBias>(a, layers.out_w, Cp, width, Cp, layers.out_b, s.delta, Cp, n);
+      else if (j == 0)
         product<Start::kZero>(a, layers.out_w, Cp, width, Cp, nullptr, s.delta, Cp, n);
       else
         product<Start::kAccumulate>(a, layers.out_w + int64_t{j} * Cp, Cp, width, Cp, nullptr, s.delta, Cp, n);

@@ -34,6 +34,7 @@ _INPUTS = (
     "perceive_from",
     "scale",
     "shift",
+    "out_bias",
 )
 _STORAGES = ("float32", "bfloat16", "float16")
 

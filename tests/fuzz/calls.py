@@ -18,6 +18,7 @@ PARAMS = (
     "norm_weight",
     "norm_bias",
     "out_weight",
+    "out_bias",
 )
 TENSORS = ("state", *PARAMS, "perceive_from", "scale", "shift")
 OPTIONS = ("perception", "padding", "norm", "activation", "fire_rate", "frozen_channels")
@@ -64,6 +65,7 @@ def draw_call(rng: np.random.Generator) -> Call:
     }
     has_norm = options["norm"] != "none"
     arrays |= {name: _normal(rng, hidden) if has_norm else None for name in ("norm_weight", "norm_bias")}
+    arrays["out_bias"] = _normal(rng, channels, scale=0.3) if rng.random() < 0.3 else None
     is_modulated, is_guided = rng.random() < 0.2, rng.random() < 0.2
     arrays |= {name: _normal(rng, batch, hidden) if is_modulated else None for name in ("scale", "shift")}
     arrays["perceive_from"] = _normal(rng, batch, *size, channels) if is_guided else None

@@ -92,7 +92,8 @@ def _step(case: Case, tensors: dict[str, np.ndarray], state: np.ndarray, step: i
         draw: dict[str, Any] = {"sample": sample + case.call.get("first_sample", 0), "step": step, "seed": seed}
         if cell_fires(position, **draw, fire_rate=spec.fire_rate, extent=extent):
             for c in range(spec.frozen_channels, channels):
-                result[cell][c] += math.fsum(w * a for w, a in zip(tensors["out_weight"][c], active, strict=True))
+                terms = [w * a for w, a in zip(tensors["out_weight"][c], active, strict=True)]
+                result[cell][c] += math.fsum([*terms, *([tensors["out_bias"][c]] if "out_bias" in tensors else [])])
     return result
 
 

@@ -66,10 +66,10 @@ class StandIn:
 def _steps(
     state: Tensor, others: tuple[Tensor | None, ...], *, first: int, count: int, first_step: int, **keywords: Any
 ) -> Tensor:
-    *weights, norm_weight, norm_bias, out_weight, perceive_from, scale, shift = others
+    *weights, norm_weight, norm_bias, out_weight, perceive_from, scale, shift, out_bias = others
     return nca_rollout_reference(
         state,
-        RolloutParams(*weights, out_weight, norm_weight, norm_bias),
+        RolloutParams(*weights, out_weight, norm_weight, norm_bias, out_bias),
         steps=count,
         first_step=first_step + first,
         perceive_from=perceive_from,

@@ -18,6 +18,7 @@ CASES = [
     Case(size=(9, 5), channels=64, hidden=512, num_filters=2, steps=2, batch=1, options=DENSE),
     Case(size=(33, 47), channels=16, hidden=40, options=DENSE | {"frozen_channels": 3, "activation": "leaky_relu"}),
     Case(size=(3, 17), channels=5, hidden=7, options=DENSE | {"padding": "zeros"}),
+    Case(size=(13, 9), channels=18, hidden=40, has_out_bias=True, options=DENSE | {"frozen_channels": 2}),
     Case(size=(1, 19), channels=17, hidden=33, num_filters=3, kernel=(1, 5), options=DENSE | {"fire_rate": 1.0}),
     Case(size=(3, 4, 5), channels=6, kernel=(3, 5, 1), options=DENSE | {"padding": "replicate"}),
     Case(size=(5, 6), channels=6, batch=3, has_modulation=True, options=DENSE | {"padding": "circular"}),
@@ -63,7 +64,8 @@ def _step_of_rounded_operands(case: Case, inputs: Inputs) -> Tensor:
     bias = scale * inputs.params.hidden_bias + shift
     u = torch.einsum("bhv,b...v->b...h", weight, features) + _per_sample(bias.double(), state.dim())
     active = _low(torch.relu(u) if spec.activation == "relu" else torch.nn.functional.leaky_relu(u, 0.01))
-    moved = (state + active @ _low(inputs.params.out_weight).T).to(BF16)
+    out_bias = 0.0 if params.out_bias is None else params.out_bias
+    moved = (state + active @ _low(inputs.params.out_weight).T + out_bias).to(BF16)
     moved[..., : spec.frozen_channels] = inputs.state[..., : spec.frozen_channels]
     fires = ncakern.fire_mask(tuple(state.shape[:-1]), seed=7, step=0, fire_rate=spec.fire_rate)
     return torch.where(fires[..., None], moved, inputs.state)

@@ -16,6 +16,7 @@ CASES = [
     Case(size=(4, 6, 5), channels=4, hidden=9, steps=4, batch=3, options={"norm": "instance", "padding": "zeros"}),
     Case(size=(6, 5), channels=3, hidden=8, steps=2, num_filters=2, options={"perception": "dense"}),
     Case(size=(6, 5), channels=3, hidden=8, steps=1, has_perceive_from=True),
+    Case(size=(6, 5), channels=3, hidden=8, has_out_bias=True, options={"activation": "tanh"}),
     Case(size=(6, 5), channels=3, hidden=8, steps=2, call={"origin": (3, 4), "extent": (20, 17), "first_step": 5}),
 ]
 
@@ -80,6 +81,7 @@ def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch, value: 
         ({"perceive_weight": np.zeros((1, 5, 2, 3), np.float32)}, ValueError, "perceive_weight must have an odd"),
         ({"hidden_bias": np.zeros(3, np.float32)}, ValueError, "hidden_bias must have shape"),
         ({"out_weight": np.zeros((5, 11))}, TypeError, "out_weight must be float32"),
+        ({"out_bias": np.zeros(11, np.float32)}, ValueError, "out_bias must have shape"),
         ({"norm_bias": np.zeros(11, np.float32)}, ValueError, "norm_bias must be None"),
         ({"spec": ncakern.RolloutSpec(frozen_channels=6)}, ValueError, "frozen_channels must be at most 5"),
         ({"spec": ncakern.RolloutSpec(norm="batch")}, TypeError, "norm_weight must be a numpy array"),

@@ -45,6 +45,17 @@ CASES = [
     Case(size=(3, 4, 5), channels=6, options={"activation": "gelu", "perception": "dense", "norm": "batch"}),
     Case(size=(6, 7), channels=5, steps=5, keep_every=2, has_modulation=True, options={"activation": "silu"}),
     Case(size=(9, 11), channels=5, dtype=BF16, options={"activation": "gelu", "perception": "dense"}),
+    # A bias of the update, alone and with others.
+    Case(size=(17, 19), channels=16, hidden=64, batch=1, has_out_bias=True),
+    Case(size=(3, 17), channels=5, hidden=130, num_filters=3, has_out_bias=True, options={"padding": "zeros"}),
+    Case(size=(3, 4, 5), channels=6, has_out_bias=True, options={"norm": "batch", "frozen_channels": 2}),
+    Case(size=(5, 7), channels=5, has_out_bias=True, has_modulation=True, options={"norm": "instance"}),
+    Case(size=(7, 5), channels=6, has_out_bias=True, options={"perception": "dense", "padding": "circular"}),
+    Case(size=(3, 4, 5), channels=6, has_out_bias=True, options={"perception": "dense", "norm": "batch"}),
+    Case(size=(6, 5), has_out_bias=True, has_perceive_from=True, steps=1, options={"activation": "gelu"}),
+    Case(size=(6, 7), channels=5, steps=5, keep_every=2, has_out_bias=True, options={"activation": "tanh"}),
+    Case(size=(9, 11), channels=5, has_out_bias=True, dtype=BF16, options={"padding": "replicate"}),
+    Case(size=(7, 9), channels=16, hidden=64, has_out_bias=True, options={"fire_rate": 0.0}),
     # Fire rates at the ends, modulation, perception of something else, tiles.
     Case(size=(7, 9), channels=16, hidden=64, options={"fire_rate": 1.0}),
     Case(size=(7, 9), channels=16, hidden=64, options={"fire_rate": 0.0}),

@@ -76,6 +76,7 @@ BAD_CALLS = [
     ({"params": _params(hidden_weight=torch.zeros(HIDDEN, C))}, ValueError, r"hidden_weight must have shape \(6, 8\)"),
     ({"params": _params(hidden_bias=torch.zeros(1))}, ValueError, r"hidden_bias must have shape \(6,\)"),
     ({"params": _params(out_weight=torch.zeros(HIDDEN, C))}, ValueError, r"out_weight must have shape \(4, 6\)"),
+    ({"params": _params(out_bias=torch.zeros(HIDDEN))}, ValueError, r"out_bias must have shape \(4,\)"),
     ({"params": _params(hidden_bias=torch.zeros(HIDDEN).double())}, TypeError, "hidden_bias must be float32"),
     (
         {

@@ -187,7 +187,7 @@ def test_programs_exported_for_inference_have_gradients(options: dict, kind: str
 def test_what_was_not_kept_is_computed_again(case: Case) -> None:
     inputs = make_inputs(case)
     tensors = (inputs.state, *inputs.params[:4], inputs.params.norm_weight, inputs.params.norm_bias)
-    tensors = [None if t is None else t.detach() for t in (*tensors, inputs.params.out_weight, None, None, None)]
+    tensors = [None if t is None else t.detach() for t in (*tensors, inputs.params.out_weight, None, None, None, None)]
     options = [getattr(case.spec, name) for name in ops._SPEC_NAMES]
     arguments = (*tensors, torch.tensor(5), *options, case.steps, 0, 0, [0, 0], list(case.size), case.keep_every, "cpu")
     out, kept, stats = ops.nca_rollout(*arguments, True)

@@ -58,6 +58,14 @@ def test_start_is_that_of_pytorch_layers(perception: str) -> None:
     assert not nca.out_weight.any()
 
 
+def test_a_bias_of_the_update_starts_at_zero_and_is_trained() -> None:
+    nca = NCA(2, 5, 7, out_bias=True)
+    assert nca.out_bias is not None and nca.out_bias.shape == (5,) and not nca.out_bias.any()
+    nca(torch.rand(1, 4, 4, 5), 2, seed=0).sum().backward()
+    assert nca.out_bias.grad.abs().min() > 0
+    assert "out_bias" in nca.state_dict() and "out_bias" not in NCA(2, 5, 7).state_dict()
+
+
 def test_module_is_one_functional_call() -> None:
     nca = NCA(2, 5, 7, norm="batch", num_filters=2, kernel_size=(3, 5), frozen_channels=2)
     torch.nn.init.normal_(nca.out_weight)

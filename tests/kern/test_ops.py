@@ -16,6 +16,7 @@ CASES = [
     Case(size=(2, 3, 3), steps=2, options={"norm": "instance"}),
     Case(size=(3, 3), steps=1, has_perceive_from=True, options={"perception": "dense"}),
     Case(size=(3, 5), steps=3, dtype=torch.bfloat16),
+    Case(size=(3, 4), steps=2, has_out_bias=True),
 ]
 
 
@@ -35,7 +36,7 @@ def _operator_arguments(case: Case, inputs: Inputs, backend: str, *, keep: bool)
     tensors = (inputs.state, *params[:4], params.norm_weight, params.norm_bias, params.out_weight)
     spec = [getattr(case.spec, name) for name in ops._SPEC_NAMES]
     call = (case.steps, 0, 0, [0] * len(case.size), list(case.size), case.keep_every)
-    return (*tensors, inputs.perceive_from, scale, shift, torch.tensor(5), *spec, *call, backend, keep)
+    return (*tensors, inputs.perceive_from, scale, shift, params.out_bias, torch.tensor(5), *spec, *call, backend, keep)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -16,6 +16,8 @@ ORACLE_CASES = [
     Case(size=(3, 4), kernel=(5, 3), options={"padding": "circular", "fire_rate": 0.3}),
     Case(size=(4, 4), kernel=(7, 1), options={"frozen_channels": 2}),
     Case(size=(3, 4), options={"activation": "silu"}),
+    Case(size=(3, 4), has_out_bias=True, options={"frozen_channels": 1}),
+    Case(size=(2, 3, 2), steps=2, has_out_bias=True, options={"norm": "instance"}),
     Case(size=(2, 3, 2), steps=2, options={"activation": "gelu", "norm": "batch"}),
     Case(size=(3, 4), has_modulation=True, options={"activation": "tanh", "perception": "dense"}),
     Case(size=(3, 4), num_filters=2, options={"perception": "dense", "padding": "reflect", "frozen_channels": 1}),
@@ -43,6 +45,7 @@ def test_reference_equals_scalar_loops(case: Case) -> None:
 
 
 GRADIENT_CASES = [
+    Case(size=(3, 2), channels=2, hidden=2, steps=2, has_out_bias=True, options={"frozen_channels": 1}),
     Case(size=(3, 2), channels=2, hidden=2, steps=2, options={"activation": "silu"}),
     Case(size=(3, 2), channels=2, hidden=2, steps=2, options={"activation": "gelu", "norm": "batch"}),
     Case(size=(2, 2, 2), channels=2, hidden=2, steps=2, options={"activation": "tanh", "perception": "dense"}),

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import Case, assert_matches, make_inputs, run_case, run_with_gradients
+from helpers import Case, assert_matches, is_for_triton, make_inputs, run_case, run_with_gradients
 from kern.test_backends import CASES
 
 import ncakern
@@ -33,7 +33,7 @@ def _shrink(case: Case) -> Case:
     )
 
 
-SHRUNK = list({case.id: case for case in map(_shrink, CASES)}.values())
+SHRUNK = list({case.id: case for case in map(_shrink, CASES) if is_for_triton(case)}.values())
 # What one step of one sample on a small grid leaves out.
 MORE = [
     Case(size=(3, 70), channels=16, hidden=64, batch=2, steps=2),
@@ -112,3 +112,17 @@ def test_nan_and_infinity_spread_as_in_the_reference(options: dict) -> None:
     expected = run_case(case, inputs, backend="reference")
     actual = run_case(case, inputs, backend="triton")
     assert torch.equal(actual.isfinite(), expected.isfinite())
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (Case(size=(3, 3), has_out_bias=True), "has no out_bias"),
+        (Case(size=(3, 3), options={"activation": "gelu"}), "computes the activations relu and leaky_relu; got gelu"),
+    ],
+    ids=["out_bias", "activation"],
+)
+def test_what_it_does_not_compute_is_refused_by_name(case: Case, reason: str) -> None:
+    inputs = make_inputs(case)
+    assert not is_for_triton(case)
+    assert ncakern.explain(inputs.state, inputs.params, case.spec, 1)["triton"] == reason

@@ -41,6 +41,8 @@ def why_not(problem: Problem) -> str | None:
         return "the package triton is not installed; builds of torch for accelerators bring it"
     if problem.dtype not in _STORAGES:
         return f"needs a state of dtype {', '.join(_STORAGES)}; got {problem.dtype}"
+    if problem.has_out_bias:
+        return "has no out_bias"
     if problem.spec.activation not in ("relu", "leaky_relu"):
         return f"computes the activations relu and leaky_relu; got {problem.spec.activation}"
     sizes = {"channels": problem.channels, "filters": problem.num_filters}
@@ -60,7 +62,7 @@ def fwd(state: Tensor, *others: Tensor | None, **keywords: Any) -> tuple[Tensor,
     """See ``ncakern/backends/__init__.py``."""
     from ncakern.backends.triton import launch
 
-    return launch.fwd(state, *others, **keywords)
+    return launch.fwd(state, *others[:-1], **keywords)  # the last is out_bias, which why_not refuses
 
 
 def bwd(
@@ -69,4 +71,4 @@ def bwd(
     """See ``ncakern/backends/__init__.py``."""
     from ncakern.backends.triton import launch
 
-    return launch.bwd(d_out, state, kept, stats, *others, **keywords)
+    return (*launch.bwd(d_out, state, kept, stats, *others[:-1], **keywords), None)

@@ -84,6 +84,7 @@ void read_common(Call& call, RolloutArgs& a) {
   call.get("perceive_weight", &a.perceive_weight), call.get("perceive_bias", &a.perceive_bias);
   call.get("hidden_weight", &a.hidden_weight), call.get("hidden_bias", &a.hidden_bias);
   call.get("norm_weight", &a.norm_weight), call.get("norm_bias", &a.norm_bias), call.get("out_weight", &a.out_weight);
+  call.get("out_bias", &a.out_bias);
   call.get("scale", &a.scale), call.get("shift", &a.shift), call.get("kept", &a.kept), call.get("stats", &a.stats);
 }
 
@@ -94,7 +95,8 @@ void run_bwd(Call& call) {
   call.get("d_perceive_weight", &a.d_perceive_weight), call.get("d_perceive_bias", &a.d_perceive_bias);
   call.get("d_hidden_weight", &a.d_hidden_weight), call.get("d_hidden_bias", &a.d_hidden_bias);
   call.get("d_norm_weight", &a.d_norm_weight), call.get("d_norm_bias", &a.d_norm_bias);
-  call.get("d_out_weight", &a.d_out_weight), call.get("d_scale", &a.d_scale), call.get("d_shift", &a.d_shift);
+  call.get("d_out_weight", &a.d_out_weight), call.get("d_out_bias", &a.d_out_bias), call.get("d_scale", &a.d_scale),
+      call.get("d_shift", &a.d_shift);
   neon::bwd(a);
 }
 
