@@ -37,6 +37,13 @@ class Options {
   int64_t number(const char* name, int64_t low, int64_t high) const { return to_number(find(name), name, low, high); }
   int integer(const char* name, int64_t low, int64_t high = kMaxInt) const { return int(number(name, low, high)); }
 
+  double real(const char* name) const {
+    const py::object value = find(name);
+    if (!PyFloat_Check(value.ptr()))
+      throw py::type_error(std::string(name) + " must be a float; got " + type_name(value));
+    return PyFloat_AS_DOUBLE(value.ptr());
+  }
+
   // Any 64 bits.
   uint64_t word(const char* name) const {
     const py::object value = find(name);

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #ifndef _WIN32
@@ -86,6 +87,7 @@ Forward find_amx(const RolloutArgs& args) {
   if (!amx::supported()) throw py::value_error("use_amx: this machine has no AMX tiles for bfloat16");
   if (args.storage != Storage::kBFloat16 || args.perception != Perception::kDense || args.norm != Norm::kNone)
     throw py::value_error("use_amx: AMX tiles compute dense perception without norm on a bfloat16 state only");
+  if (args.has_clamp) throw py::value_error("use_amx: AMX tiles know no clamp");
   if (args.activation != Activation::kRelu && args.activation != Activation::kLeakyRelu)
     throw py::value_error("use_amx: AMX tiles compute the activations relu and leaky_relu only");
   return amx::fwd;
@@ -113,6 +115,9 @@ void read_spec(const Options& options, RolloutArgs* args) {
                                                                {"tanh", Activation::kTanh}});
   args->storage = options.choice<Storage>(
       "storage", {{"float32", Storage::kFloat32}, {"bfloat16", Storage::kBFloat16}, {"float16", Storage::kFloat16}});
+  args->clamp[0] = float(options.real("clamp_low")), args->clamp[1] = float(options.real("clamp_high"));
+  if (!(args->clamp[0] <= args->clamp[1])) throw py::value_error("clamp_low must be at most clamp_high");
+  args->has_clamp = args->clamp[0] > -INFINITY || args->clamp[1] < INFINITY;
   args->fire_threshold = uint64_t(options.number("fire_threshold", 0, int64_t{1} << 32));
 }
 

@@ -26,6 +26,8 @@ struct RolloutArgs {
   Activation activation;
   Storage storage;  // of state, perceive_from, out, kept and their gradients
   int frozen_channels;
+  bool has_clamp;
+  float clamp[2];  // the least and the largest value of a new state
   int steps, keep_every;
   uint64_t fire_threshold;  // floor(fire_rate * 2**32); a cell fires iff its Philox word is below
   uint64_t seed;

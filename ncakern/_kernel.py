@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from types import ModuleType
 from typing import Any
 
@@ -67,6 +68,8 @@ def why_not_amx(dtype: str, spec: RolloutSpec, *, keep: bool = False) -> str | N
         return f"needs dense perception and norm none; got {spec.perception} and {spec.norm}"
     if spec.activation not in ("relu", "leaky_relu"):
         return f"needs the activation relu or leaky_relu; got {spec.activation}"
+    if spec.clamp is not None:
+        return "needs a state without clamp"
     if read_env().cpu_precision == "ieee":
         return "NCAKERN_CPU_PRECISION is ieee"
     if choose_isa() != "avx512":
@@ -113,6 +116,8 @@ def call_options(
         "activation": spec.activation,
         "storage": storage,
         "frozen_channels": spec.frozen_channels,
+        "clamp_low": -math.inf if spec.clamp is None else spec.clamp[0],
+        "clamp_high": math.inf if spec.clamp is None else spec.clamp[1],
         "steps": steps,
         "keep_every": keep_every,
         "fire_threshold": int(spec.fire_rate * 2**32),

@@ -32,6 +32,7 @@ class RolloutSpec:
         activation: "relu", "leaky_relu" (slope 0.01), "silu", "gelu" (exact, by the error function) or "tanh".
         fire_rate: probability in [0, 1] that a cell updates. (Upstream M3D-NCA's number is one minus this.)
         frozen_channels: number of leading channels that a step does not change.
+        clamp: the least and the largest value of a new state, or None.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -48,6 +49,7 @@ class RolloutSpec:
     activation: str = "relu"
     fire_rate: float = 0.5
     frozen_channels: int = 0
+    clamp: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -62,6 +64,7 @@ class RolloutSpec:
         # Frozen or not, a number of numpy becomes one of Python here.
         object.__setattr__(self, "fire_rate", check_fire_rate(self.fire_rate))
         object.__setattr__(self, "frozen_channels", check_int("frozen_channels", self.frozen_channels, high=MAX_COUNT))
+        object.__setattr__(self, "clamp", check_clamp(self.clamp))
 
 
 def check_int(name: str, value: Any, *, low: int | None = 0, high: int | None = MAX_INDEX) -> int:
@@ -92,6 +95,17 @@ def check_fire_rate(fire_rate: Any) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"fire_rate must be in [0, 1], the probability that a cell updates; got {number}")
     return number
+
+
+def check_clamp(clamp: Any) -> tuple[float, float] | None:
+    """``clamp`` as two numbers of Python, the first not above the second; None stays None."""
+    if clamp is None:
+        return None
+    if not isinstance(clamp, (tuple, list)) or any(isinstance(b, bool) or not isinstance(b, Real) for b in clamp):
+        raise TypeError(f"clamp must be None or two numbers (low, high); got {clamp!r}")
+    if len(clamp) != 2 or not float(clamp[0]) <= float(clamp[1]):
+        raise ValueError(f"clamp must be (low, high), low at most high; got {clamp!r}")
+    return float(clamp[0]), float(clamp[1])
 
 
 class RolloutParams(NamedTuple):

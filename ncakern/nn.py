@@ -24,7 +24,7 @@ class NCA(nn.Module):
         hidden: h, width of the hidden layer.
         num_filters: F, number of perception filters beside the identity.
         kernel_size: odd; one int, or one per spatial axis.
-        perception, padding, norm, activation, fire_rate, frozen_channels: see :class:`RolloutSpec`.
+        perception, padding, norm, activation, fire_rate, frozen_channels, clamp: see :class:`RolloutSpec`.
         out_bias: whether the update has a bias, which starts at zero.
 
     Attributes:
@@ -54,6 +54,7 @@ class NCA(nn.Module):
         activation: str = "relu",
         fire_rate: float = 0.5,
         frozen_channels: int = 0,
+        clamp: tuple[float, float] | None = None,
         out_bias: bool = False,
     ) -> None:
         super().__init__()
@@ -64,6 +65,7 @@ class NCA(nn.Module):
             activation=activation,
             fire_rate=fire_rate,
             frozen_channels=frozen_channels,
+            clamp=clamp,
         )
         if ndim not in (2, 3):
             raise ValueError(f"ndim must be 2 or 3; got {ndim}")

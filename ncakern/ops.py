@@ -27,7 +27,7 @@ _TENSORS = (
     "Tensor? norm_weight, Tensor? norm_bias, Tensor out_weight, Tensor? perceive_from, Tensor? scale, Tensor? shift, "
     "Tensor? out_bias"
 )
-_SPEC = "str perception, str padding, str norm, str activation, float fire_rate, SymInt frozen_channels"
+_SPEC = "str perception, str padding, str norm, str activation, float fire_rate, SymInt frozen_channels, float[]? clamp"
 _CALL = "SymInt steps, SymInt first_step, SymInt first_sample, SymInt[] origin, SymInt[] extent, SymInt keep_every"
 _INPUTS = f"{_TENSORS}, Tensor seed, {_SPEC}, {_CALL}, str backend"
 
@@ -154,7 +154,8 @@ def _unpack(inputs: tuple[Any, ...]) -> tuple[Any, list[Tensor | None], dict[str
     keep_every, device = numbers.pop("keep_every"), tensors[0].device
     layouts = tuple([None if t is None else (t.shape, t.dtype) for t in tensors])
     sizes = (numbers["steps"], tuple(numbers["origin"]), tuple(numbers["extent"]))
-    problem = _check_layouts(layouts, tuple(options[: len(_SPEC_NAMES)]), sizes, device.type, name)
+    spec = tuple([tuple(v) if isinstance(v, list) else v for v in options[: len(_SPEC_NAMES)]])  # hashable
+    problem = _check_layouts(layouts, spec, sizes, device.type, name)
     check_seed(seed)
     keywords = {
         "spec": problem.spec,

@@ -97,8 +97,11 @@ def _step(
     free = spec.frozen_channels
     bias = None if params.out_bias is None else params.out_bias[free:]
     delta = F.linear(active, params.out_weight[free:], bias)  # [B, *S, C - frozen]
-    moved = torch.cat((state[..., :free], (current[..., free:] + delta).to(state.dtype)), dim=-1)
-    return torch.where(fire[..., None], moved, state)
+    if spec.clamp is None:
+        moved = torch.cat((state[..., :free], (current[..., free:] + delta).to(state.dtype)), dim=-1)
+        return torch.where(fire[..., None], moved, state)
+    moved = torch.where(fire[..., None], current[..., free:] + delta, current[..., free:])
+    return torch.cat((state[..., :free], moved.clamp(*spec.clamp).to(state.dtype)), dim=-1)
 
 
 def _perceive(seen: Tensor, params: RolloutParams, spec: RolloutSpec) -> Tensor:

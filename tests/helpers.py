@@ -105,7 +105,7 @@ class Case:
 
 def is_for_triton(case: Case) -> bool:
     """Whether the triton backend has all that the case asks for."""
-    return not case.has_out_bias and case.spec.activation in ("relu", "leaky_relu")
+    return not case.has_out_bias and case.spec.clamp is None and case.spec.activation in ("relu", "leaky_relu")
 
 
 @dataclass(frozen=True)

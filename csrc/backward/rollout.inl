@@ -11,7 +11,7 @@ struct Backward {
   Perceiver perceiver;
   Layers layers;
   Statistics statistics;
-  Update update;
+  Update update, raw_update;
   Scratch* scratch;
   GradientSums* sums;
   StateGradients gradients;
@@ -22,10 +22,11 @@ struct Backward {
   NormGradients norm;
   CellSweep cells;
   FusedSweep fused;
-  float* y;        // perception of all cells [cells][F*Cp]; not if fused
-  float* source;   // perceive_from, or null
-  int segment;     // steps from one kept state to the next
-  float** states;  // [segment]
+  float* y;          // perception of all cells [cells][F*Cp]; not if fused
+  float* source;     // perceive_from, or null
+  int segment;       // steps from one kept state to the next
+  float* unclamped;  // with a clamp: the new state before it
+  float** states;    // [segment]
 
   Backward(const BackwardArgs& a, Workspace& workspace)
       : args(a),
@@ -34,6 +35,7 @@ struct Backward {
         layers(grid),
         statistics(grid, perceiver),
         update{grid, perceiver, layers},
+        raw_update{grid, perceiver, layers, true},
         scratch(make_scratches(grid)),
         sums(make_sums(grid)),
         gradients(grid, a),
@@ -46,6 +48,7 @@ struct Backward {
         fused{grid, perceiver, layers, layer_gradients, dense_adjoint} {
     y = grid.take<float>(gradients.fused ? 0 : grid.rows * grid.W * perceiver.y_cell);
     source = a.perceive_from != nullptr ? grid.take<float>(grid.state_floats) : nullptr;
+    unclamped = a.has_clamp ? grid.take<float>(grid.state_floats) : nullptr;
     segment = std::max(1, std::min(a.keep_every, a.steps));
     states = grid.take<float*>(segment);
     for (int i = 0; i < segment; ++i) states[i] = grid.take<float>(grid.state_floats);
@@ -79,6 +82,23 @@ struct Backward {
       if (grid.ends_at(num_done++)) return false;
     }
     return true;
+  }
+
+  // Through the clamp, in place: the step is computed again to see what it changed.
+  void clamp_bwd(Scratch& s, int step, const float* z, const float* state, float* d) const {
+    if (grid.has_norm) {
+      layers.hidden_statistics(stats_of(step));
+#pragma omp barrier
+      layers.fold(false);
+      statistics.perceive_all(s, z, y);
+#pragma omp barrier
+    }
+    raw_update.update_rows(s, step, z, state, unclamped, grid.has_norm ? y : nullptr);
+    grid.for_rows([&](int64_t row) {
+      clamp_cells_bwd(grid.cell(unclamped, row, 0), d + row * grid.W * grid.Cp, grid.Cp, layers.free_channels, grid.W,
+                      args.clamp[0], args.clamp[1]);
+    });
+#pragma omp barrier
   }
 
   // From the gradient d_from of the new state to that of the state before in d_to.
@@ -144,6 +164,7 @@ struct Backward {
       for (int i = count - 1; i >= 0 && goes_on; --i) {
         grid.begin_step(num_done);
         const float* z = source != nullptr ? source : states[i];
+        if (args.has_clamp) clamp_bwd(s, begin + i, z, states[i], d_from);
         if (gradients.fused) {
           step_fused(s, sum, halo, begin + i, z, d_from, d_to);
           if (source == nullptr) std::swap(d_from, d_to);

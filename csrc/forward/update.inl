@@ -4,6 +4,7 @@ struct Update {
   const Grid& grid;
   const Perceiver& perceiver;
   const Layers& layers;
+  bool is_raw = false;  // neither clamped nor rounded: what the clamp's gradient has to see
 
   // targets[i] += out_weight . act(hidden(v[i])) + out_bias for the n gathered cells.
   void update_batch(Scratch& s, int slot, int n, bool gather_dense) const {
@@ -23,12 +24,19 @@ struct Update {
         product<Start::kAccumulate>(a, layers.out_w + int64_t{j} * Cp, Cp, width, Cp, nullptr, s.delta, Cp, n);
     }
     add_masked(s.delta, Cp, layers.free_channels, n, s.targets);
-    const Storage storage = grid.args.storage;
-    for (int i = 0; storage != Storage::kFloat32 && i < n; ++i) round_values(storage, s.targets[i], Cp);
+    if (is_raw || grid.args.has_clamp || grid.args.storage == Storage::kFloat32) return;
+    for (int i = 0; i < n; ++i) round_values(grid.args.storage, s.targets[i], Cp);
   }
 
-  // One step of this thread's rows: next = current + fire * d(source). `y` holds the perception of all cells, or is
-  // null and the perception is computed here. next may be current if y is given.
+  // All cells of a row, as those that do not fire are clamped too.
+  void clamp_row(float* row) const {
+    const RolloutArgs& args = grid.args;
+    clamp_cells(row, grid.Cp, layers.free_channels, grid.W, args.clamp[0], args.clamp[1]);
+    if (args.storage != Storage::kFloat32) round_values(args.storage, row, grid.W * grid.Cp);
+  }
+
+  // One step of this thread's rows: next = clamp(current + fire * d(source)). `y` holds the perception of all cells, or
+  // is null and the perception is computed here. next may be current if y is given.
   void update_rows(Scratch& s, int step, const float* source, const float* current, float* next, const float* y) const {
     grid.for_groups([&](int64_t first, int count, int slot) {
       draw_fire(grid, first, count, step, s.fire);
@@ -43,7 +51,10 @@ struct Update {
       } else {
         update_perceiving(s, first, count, slot, source, next);
       }
-      for (int64_t row = first; row < first + count; ++row) fill_halo(grid, next, row);
+      for (int64_t row = first; row < first + count; ++row) {
+        if (grid.args.has_clamp && !is_raw) clamp_row(grid.cell(next, row, 0));
+        fill_halo(grid, next, row);
+      }
     });
   }
 

@@ -38,6 +38,35 @@ static inline void add_masked(const float* delta, int channels, const float* mas
   }
 }
 
+// A NaN passes, as in torch.
+NCA_INLINE vf clamped(vf v, vf low, vf high) { return v < low ? low : (v > high ? high : v); }
+
+// What of n cells the mask has ones for is clamped.
+static inline void clamp_cells(float* cells, int channels, const float* mask, int n, float low, float high) {
+  for (int c = 0; c < channels; c += kVL) {
+    const vi free = (vi)load(mask + c);
+    for (int i = 0; i < n; ++i) {
+      float* at = cells + int64_t{i} * channels + c;
+      const vf v = load(at);
+      store(at, free != 0 ? clamped(v, splat(low), splat(high)) : v);
+    }
+  }
+}
+// The same for the gradient d of the result, which passes where the clamp changed nothing; bounds do not count as
+// changed.
+static inline void clamp_cells_bwd(const float* cells, float* d, int channels, const float* mask, int n, float low,
+                                   float high) {
+  for (int c = 0; c < channels; c += kVL) {
+    const vi is_fixed = (vi)load(mask + c) == 0;
+    for (int i = 0; i < n; ++i) {
+      const vf v = load(cells + int64_t{i} * channels + c);
+      float* at = d + int64_t{i} * channels + c;
+      const vi passes = (v >= splat(low)) & (v <= splat(high));
+      store(at, (is_fixed | passes) != 0 ? load(at) : vf{});
+    }
+  }
+}
+
 // Columns that pad to whole vectors: an infinity times their zero weights is not zero.
 static inline void clear_columns(float* rows, int64_t stride, int from, int to, int n) {
   for (int i = 0; from < to && i < n; ++i) std::fill(rows + i * stride + from, rows + i * stride + to, 0.0f);

@@ -21,7 +21,7 @@ PARAMS = (
     "out_bias",
 )
 TENSORS = ("state", *PARAMS, "perceive_from", "scale", "shift")
-OPTIONS = ("perception", "padding", "norm", "activation", "fire_rate", "frozen_channels")
+OPTIONS = ("perception", "padding", "norm", "activation", "fire_rate", "frozen_channels", "clamp")
 NUMBERS = ("steps", "seed", "first_step", "first_sample", "origin", "extent", "keep_every")
 
 
@@ -52,6 +52,7 @@ def draw_call(rng: np.random.Generator) -> Call:
         "activation": str(rng.choice(ACTIVATIONS)),
         "fire_rate": float(rng.choice([0.0, 0.3, 0.5, 1.0])),
         "frozen_channels": int(rng.integers(0, channels + 1)) if rng.random() < 0.3 else 0,
+        "clamp": (-0.9, 0.8) if rng.random() < 0.2 else None,
     }
     inputs = (channels,) if options["perception"] == "depthwise" else (channels, channels)
     features, fan_in = (1 + filters) * channels, int(np.prod(kernel)) * (1 if len(inputs) == 1 else channels)

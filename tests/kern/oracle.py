@@ -94,6 +94,10 @@ def _step(case: Case, tensors: dict[str, np.ndarray], state: np.ndarray, step: i
             for c in range(spec.frozen_channels, channels):
                 terms = [w * a for w, a in zip(tensors["out_weight"][c], active, strict=True)]
                 result[cell][c] += math.fsum([*terms, *([tensors["out_bias"][c]] if "out_bias" in tensors else [])])
+    if spec.clamp is not None:
+        for cell in cells:
+            for c in range(spec.frozen_channels, channels):
+                result[cell][c] = min(max(result[cell][c], spec.clamp[0]), spec.clamp[1])
     return result
 
 

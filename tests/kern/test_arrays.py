@@ -16,7 +16,7 @@ CASES = [
     Case(size=(4, 6, 5), channels=4, hidden=9, steps=4, batch=3, options={"norm": "instance", "padding": "zeros"}),
     Case(size=(6, 5), channels=3, hidden=8, steps=2, num_filters=2, options={"perception": "dense"}),
     Case(size=(6, 5), channels=3, hidden=8, steps=1, has_perceive_from=True),
-    Case(size=(6, 5), channels=3, hidden=8, has_out_bias=True, options={"activation": "tanh"}),
+    Case(size=(6, 5), channels=3, hidden=8, has_out_bias=True, options={"activation": "tanh", "clamp": (-0.9, 0.8)}),
     Case(size=(6, 5), channels=3, hidden=8, steps=2, call={"origin": (3, 4), "extent": (20, 17), "first_step": 5}),
 ]
 

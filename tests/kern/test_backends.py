@@ -56,6 +56,21 @@ CASES = [
     Case(size=(6, 7), channels=5, steps=5, keep_every=2, has_out_bias=True, options={"activation": "tanh"}),
     Case(size=(9, 11), channels=5, has_out_bias=True, dtype=BF16, options={"padding": "replicate"}),
     Case(size=(7, 9), channels=16, hidden=64, has_out_bias=True, options={"fire_rate": 0.0}),
+    # A clamp, alone and with others; half of the numbers drawn are outside.
+    Case(size=(17, 19), channels=16, hidden=64, batch=1, options={"clamp": (-0.9, 0.8)}),
+    Case(size=(3, 17), channels=5, hidden=130, num_filters=3, options={"clamp": (-0.9, 0.8), "padding": "zeros"}),
+    Case(size=(3, 5, 4), channels=6, options={"clamp": (-0.9, 0.8), "norm": "batch", "frozen_channels": 2}),
+    Case(size=(5, 7), channels=5, has_modulation=True, options={"clamp": (0, 1), "norm": "instance"}),
+    Case(size=(7, 5), channels=6, options={"clamp": (-0.9, 0.8), "perception": "dense", "padding": "circular"}),
+    Case(size=(3, 4, 5), channels=6, options={"clamp": (-0.9, 0.8), "perception": "dense", "norm": "batch"}),
+    Case(size=(6, 5), has_perceive_from=True, steps=1, options={"clamp": (-0.9, 0.8), "perception": "dense"}),
+    Case(size=(6, 5), has_perceive_from=True, steps=1, options={"clamp": (-0.9, 0.8), "norm": "batch"}),
+    Case(size=(6, 7), channels=5, steps=5, keep_every=2, has_out_bias=True, options={"clamp": (-0.9, 0.8)}),
+    Case(size=(6, 7), channels=5, steps=5, keep_every=3, options={"clamp": (-0.9, 0.8), "norm": "instance"}),
+    Case(size=(9, 11), channels=5, dtype=BF16, options={"clamp": (-0.9, 0.8), "activation": "gelu"}),
+    Case(size=(9, 5), channels=6, dtype=BF16, options={"clamp": (-0.9, 0.8), "perception": "dense"}),
+    Case(size=(9, 11), channels=5, dtype=FP16, keep_every=2, options={"clamp": (-float("inf"), 0.5), "norm": "batch"}),
+    Case(size=(7, 9), channels=16, hidden=64, options={"clamp": (-0.9, 0.8), "fire_rate": 0.0}),
     # Fire rates at the ends, modulation, perception of something else, tiles.
     Case(size=(7, 9), channels=16, hidden=64, options={"fire_rate": 1.0}),
     Case(size=(7, 9), channels=16, hidden=64, options={"fire_rate": 0.0}),
@@ -150,7 +165,9 @@ def test_fire_mask_and_frozen_channels_are_exact(case: Case, backend: str) -> No
         extent=case.call.get("extent"),
     )
     frozen = case.spec.frozen_channels
-    assert torch.equal(out[~fires], inputs.state[~fires])
+    bounds = case.spec.clamp or (-float("inf"), float("inf"))
+    unmoved = torch.cat((inputs.state[..., :frozen], inputs.state[..., frozen:].float().clamp(*bounds)), -1)
+    assert torch.equal(out[~fires], unmoved.to(case.dtype)[~fires])
     assert torch.equal(out[..., :frozen], inputs.state[..., :frozen])
     # Nearly every free number of a firing cell moves. All of a cell's hidden units can be off, so not every one.
     moved = (out != inputs.state)[fires][:, frozen:]

@@ -14,6 +14,7 @@ CASES = [
     Case(size=(5, 9), channels=5, batch=3, options={"norm": "instance"}),
     Case(size=(17, 9), channels=5, num_filters=2, options={"perception": "dense", "padding": "zeros"}),
     Case(size=(11, 9), channels=5, hidden=70, options={"activation": "gelu", "padding": "circular"}),
+    Case(size=(11, 13), channels=5, options={"clamp": (-0.9, 0.8), "padding": "zeros"}),
     Case(size=(9, 12), channels=5, hidden=70, has_out_bias=True, options={"frozen_channels": 2}),
     Case(size=(13, 8), channels=7, kernel=(5, 7), dtype=torch.bfloat16, options={"padding": "replicate"}),
 ]
@@ -98,7 +99,14 @@ TILED = [
     Case(size=(19, 23), channels=5, kernel=(5, 3), num_filters=2, steps=2, options={"padding": "zeros"}),
     Case(size=(17, 30), channels=8, hidden=16, steps=2, options={"perception": "dense", "padding": "replicate"}),
     Case(size=(9, 11, 23), channels=16, hidden=64, steps=2),
-    Case(size=(19, 26), channels=8, hidden=16, steps=2, has_out_bias=True, options={"activation": "silu"}),
+    Case(
+        size=(19, 26),
+        channels=8,
+        hidden=16,
+        steps=2,
+        has_out_bias=True,
+        options={"activation": "silu", "clamp": (-0.9, 0.8)},
+    ),
 ]
 
 

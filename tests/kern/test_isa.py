@@ -12,6 +12,7 @@ CASES = [
     Case(size=(3, 5, 7), channels=5, hidden=9, kernel=(3, 5, 3)),
     Case(size=(7, 5), channels=32, hidden=128, num_filters=2, options={"perception": "dense"}),
     Case(size=(9, 11), channels=16, hidden=64, dtype=torch.bfloat16),
+    Case(size=(9, 11), channels=16, options={"clamp": (-0.9, 0.8)}),
     Case(size=(7, 9), channels=5, hidden=70, has_out_bias=True, options={"activation": "silu"}),
     Case(size=(3, 5, 7), channels=5, hidden=9, options={"activation": "gelu", "norm": "batch"}),
     Case(size=(7, 5), channels=6, options={"activation": "tanh", "perception": "dense"}),

@@ -25,7 +25,8 @@ CASES = [
 def arrays_of(case: Case) -> tuple[np.ndarray, ArrayParams]:
     inputs = make_inputs(case)
     # Far from zero: a variance from raw second moments would lose its digits.
-    return inputs.state.detach().numpy() + np.float32(30), ArrayParams(*[t.detach().numpy() for t in inputs.params])
+    params = ArrayParams(*[None if t is None else t.detach().numpy() for t in inputs.params])
+    return inputs.state.detach().numpy() + np.float32(30), params
 
 
 def expected_moments(

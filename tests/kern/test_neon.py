@@ -25,6 +25,7 @@ CASES = [
     Case(size=(9, 11), channels=16, hidden=64, options={"frozen_channels": 1}),
     Case(size=(17, 3), channels=5, hidden=7, num_filters=2, options={"activation": "leaky_relu"}),
     Case(size=(4, 4), kernel=(7, 7), channels=16, hidden=64),
+    Case(size=(9, 11), channels=16, options={"clamp": (-0.9, 0.8)}),
     Case(size=(7, 9), channels=5, hidden=70, has_out_bias=True, options={"activation": "silu"}),
     Case(size=(3, 5, 7), channels=5, hidden=9, options={"activation": "gelu", "norm": "batch"}),
     Case(size=(7, 5), channels=6, options={"activation": "tanh", "perception": "dense"}),

@@ -16,6 +16,8 @@ ORACLE_CASES = [
     Case(size=(3, 4), kernel=(5, 3), options={"padding": "circular", "fire_rate": 0.3}),
     Case(size=(4, 4), kernel=(7, 1), options={"frozen_channels": 2}),
     Case(size=(3, 4), options={"activation": "silu"}),
+    Case(size=(3, 4), options={"clamp": (-0.5, 0.7), "frozen_channels": 1}),
+    Case(size=(2, 3, 2), steps=2, has_out_bias=True, options={"clamp": (0, 1), "norm": "batch"}),
     Case(size=(3, 4), has_out_bias=True, options={"frozen_channels": 1}),
     Case(size=(2, 3, 2), steps=2, has_out_bias=True, options={"norm": "instance"}),
     Case(size=(2, 3, 2), steps=2, options={"activation": "gelu", "norm": "batch"}),
@@ -45,6 +47,7 @@ def test_reference_equals_scalar_loops(case: Case) -> None:
 
 
 GRADIENT_CASES = [
+    Case(size=(3, 2), channels=2, hidden=2, steps=2, options={"clamp": (-0.5, 0.7), "frozen_channels": 1}),
     Case(size=(3, 2), channels=2, hidden=2, steps=2, has_out_bias=True, options={"frozen_channels": 1}),
     Case(size=(3, 2), channels=2, hidden=2, steps=2, options={"activation": "silu"}),
     Case(size=(3, 2), channels=2, hidden=2, steps=2, options={"activation": "gelu", "norm": "batch"}),

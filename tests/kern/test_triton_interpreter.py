@@ -122,9 +122,10 @@ def test_nan_and_infinity_spread_as_in_the_reference(options: dict) -> None:
     ("case", "reason"),
     [
         (Case(size=(3, 3), has_out_bias=True), "has no out_bias"),
+        (Case(size=(3, 3), options={"clamp": (0, 1)}), "has no clamp"),
         (Case(size=(3, 3), options={"activation": "gelu"}), "computes the activations relu and leaky_relu; got gelu"),
     ],
-    ids=["out_bias", "activation"],
+    ids=["out_bias", "clamp", "activation"],
 )
 def test_what_it_does_not_compute_is_refused_by_name(case: Case, reason: str) -> None:
     inputs = make_inputs(case)

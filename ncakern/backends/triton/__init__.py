@@ -43,6 +43,8 @@ def why_not(problem: Problem) -> str | None:
         return f"needs a state of dtype {', '.join(_STORAGES)}; got {problem.dtype}"
     if problem.has_out_bias:
         return "has no out_bias"
+    if problem.spec.clamp is not None:
+        return "has no clamp"
     if problem.spec.activation not in ("relu", "leaky_relu"):
         return f"computes the activations relu and leaky_relu; got {problem.spec.activation}"
     sizes = {"channels": problem.channels, "filters": problem.num_filters}

@@ -1,5 +1,6 @@
 // One call of the NEON kernel from a file: test_neon.py writes what `ncakern._cpu` would get, and runs this under qemu.
 // In: lines "name value...", then "array name item_bytes count" with the bytes after each such line. Out: all arrays.
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iostream>
@@ -74,6 +75,12 @@ void read_common(Call& call, RolloutArgs& a) {
   call.read("origin", a.origin, 3), call.read("extent", a.extent, 3);
   call.read("steps", &a.steps), call.read("keep_every", &a.keep_every), call.read("seed", &a.seed);
   call.read("fire_threshold", &a.fire_threshold);
+  for (int i = 0; i < 2; ++i) {
+    std::string word;  // streams do not read "inf"
+    call.read(i == 0 ? "clamp_low" : "clamp_high", &word);
+    a.clamp[i] = std::strtof(word.c_str(), nullptr);
+  }
+  a.has_clamp = a.clamp[0] > -INFINITY || a.clamp[1] < INFINITY;
   call.read("first_step", &a.first_step), call.read("first_sample", &a.first_sample);
   call.choose("perception", {"depthwise", "dense"}, &a.perception);
   call.choose("padding", {"reflect", "zeros", "replicate", "circular"}, &a.padding);
