@@ -67,11 +67,11 @@ aarch64: $(INSTALLED)
 clean:
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks ncakern/_cpu*.so $(INSTALLED)
 
-# torch goes first and alone, so that its index serves nothing else and no CUDA build comes in as a dependency.
+# torch goes alone, so that its index serves nothing else and no CUDA build comes in as a dependency.
 $(INSTALLED): constraints.txt pyproject.toml setup.py $(SOURCES)
 	@$(PYTHON) tests/prerequisites.py "$(CXX)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(INSTALL) --no-deps --extra-index-url $(TORCH_INDEX) torch
 	$(INSTALL) setuptools wheel pybind11
+	$(INSTALL) --no-deps --extra-index-url $(TORCH_INDEX) torch
 	$(INSTALL) --no-build-isolation --editable '.[test,lint]'
 	touch $@
