@@ -64,6 +64,8 @@ def test_public_names() -> None:
                 "activation",
                 "fire_rate",
                 "frozen_channels",
+                "clamp",
+                "out_bias",
             ],
         ),
         (

@@ -211,6 +211,7 @@ def trace(
             draw(channels, hidden),
             None,
             *((draw(1, hidden), draw(1, hidden)) if has_modulation else (None, None)),
+            None,  # no out_bias
         )
         call = {"spec": spec, "steps": 2, "seed": 2**40, "first_step": 0, "first_sample": 0, "keep_every": 1}
         call |= {"origin": (0,) * len(size), "extent": size}

@@ -1,5 +1,6 @@
 """Weights as safetensors with the recipe in their metadata; the resumable state of a run as a separate file."""
 
+import io
 import json
 import pickle
 import zipfile
@@ -79,8 +80,10 @@ def add_metadata(path: str | Path, extra: Mapping[str, str]) -> None:
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write the resumable state of a run: tensors, numbers and texts in dictionaries and lists."""
+    content = io.BytesIO()  # torch's own writer does not say that a disk is full
+    torch.save(dict(state), content)
     with files.replacing(path) as temporary:
-        torch.save(dict(state), temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
