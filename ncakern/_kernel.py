@@ -23,6 +23,11 @@ def import_extension() -> ModuleType | ImportError:
         return error
 
 
+def why_missing(error: ImportError) -> str:
+    """What to say where the extension cannot be imported."""
+    return f"the extension ncakern._cpu is not built or cannot be loaded ({error}); reinstall with a C++ compiler"
+
+
 def require_extension() -> ModuleType:
     """The extension.
 
@@ -31,7 +36,7 @@ def require_extension() -> ModuleType:
     """
     extension = import_extension()
     if isinstance(extension, ImportError):
-        raise RuntimeError("the extension ncakern._cpu is not built or cannot be loaded") from extension
+        raise RuntimeError(why_missing(extension)) from extension
     return extension
 
 
@@ -46,7 +51,9 @@ def choose_isa() -> str:
 
     Raises:
         ValueError: NCAKERN_ISA names one that this build or this CPU does not have.
+        RuntimeError: the extension cannot be imported.
     """
+    require_extension()
     wanted, available = read_env().isa, [name for name, supported in variants().items() if supported]
     if wanted == "auto":
         return available[0]

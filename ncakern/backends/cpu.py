@@ -16,6 +16,7 @@ from ncakern._kernel import (
     import_extension,
     require_extension,
     variants,
+    why_missing,
     why_not_amx,
 )
 from ncakern._spec import Problem, RolloutSpec
@@ -49,9 +50,7 @@ def why_not(problem: Problem) -> str | None:
     """Why this backend cannot run ``problem``; None if it can."""
     extension = _load()
     if isinstance(extension, ImportError):
-        return (
-            f"the extension ncakern._cpu is not built or cannot be loaded ({extension}); reinstall with a C++ compiler"
-        )
+        return why_missing(extension)
     if problem.device != "cpu":
         return f"needs a CPU tensor; got device={problem.device}"
     if problem.dtype not in _STORAGES:

@@ -6,6 +6,7 @@ import torch
 from helpers import Case, make_inputs, run_case
 
 import ncakern
+from ncakern import _kernel
 from ncakern.arrays import ArrayParams, default_threads, nca_rollout
 
 pytestmark = pytest.mark.skipif(ncakern.backends()["cpu"] is not None, reason="the extension is not built")
@@ -94,3 +95,10 @@ def test_errors_name_the_argument(changes: dict, error: type, match: str) -> Non
     given = {"state": state, "params": params._replace(**own), "spec": CASES[0].spec, "steps": 2, "seed": 0, **changes}
     with pytest.raises(error, match=match):
         nca_rollout(**given)
+
+
+def test_without_the_extension_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, params, _ = arrays_of(CASES[0])
+    monkeypatch.setattr(_kernel, "import_extension", lambda: ImportError("no such module"))
+    with pytest.raises(RuntimeError, match=r"_cpu is not built .*\(no such module\); reinstall with a C\+\+ compiler"):
+        nca_rollout(state, params, CASES[0].spec, 1, seed=0)

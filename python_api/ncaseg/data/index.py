@@ -22,7 +22,6 @@ FOLDER_PAIRS = (
     ("ISIC-2017_Training_Data", "ISIC-2017_Training_Part1_GroundTruth"),
     ("CXR_png", "masks"),  # Montgomery and Shenzhen
 )
-SUFFIXES = (".nii.gz", ".nii")
 GROUPS = "groups.csv"
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net: case_0000, case_0001 are the channels of a case
 

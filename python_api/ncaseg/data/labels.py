@@ -6,7 +6,7 @@ two values: a dark and a bright one, black and a colour, or transparent and some
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,6 @@ BRIGHT = 128  # a mask of two numbers has one below and one from here on (ISIC s
 ROUNDING = 1e-3  # of labels that were stored as fractions: a value this close to a whole number is one
 SHOWN = 8  # values in a message
 BLACK = ("#000000", TRANSPARENT)
-
-Meaning = Mapping[Value, int]
 
 
 def decode(path: Path, coded: Coded, cfg: DataConfig) -> tuple[np.ndarray, dict[Value, int]]:

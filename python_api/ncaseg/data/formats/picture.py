@@ -27,13 +27,8 @@ MASK_ENDINGS = ("_segmentation", "_mask")
 NO_IMAGES = "_superpixels"  # files of ISIC 2016 and 2017 beside the images
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 WIDE = {"I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "I": 0.0, "F": 0.0}  # modes of more than 8 bits: white
-ORIENTATION, BITS, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = (
-    0x0112,
-    258,
-    262,
-    277,
-    339,
-)  # tags of TIFF, the first also of EXIF
+# Tags of TIFF, the first also of EXIF.
+ORIENTATION, BITS, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = 0x0112, 258, 262, 277, 339
 COLUMNS, ROWS, STRIPS, ROWS_PER_STRIP, PLANAR, TILE_COLUMNS, TILE_ROWS, TILES = 256, 257, 273, 278, 284, 322, 323, 324
 TURNED = range(5, 9)  # orientations that swap rows and columns
 
@@ -97,7 +92,7 @@ def _opened(path: Path) -> Iterator[Image]:
     bomb = Image.DecompressionBombError  # which Pillow still raises for some TIFF, and which is a plain Exception
     # By the first bytes, and no other readers that Pillow has: one of them starts Ghostscript.
     readers = {
-        b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+        PNG_SIGNATURE: PngImagePlugin.PngImageFile,
         b"\xff\xd8\xff": JpegImagePlugin.jpeg_factory,
         b"BM": BmpImagePlugin.BmpImageFile,
         b"II": TiffImagePlugin.TiffImageFile,
