@@ -5,7 +5,7 @@
 # make lint       ruff, mypy, clang-format
 # make torture    kills, full disks, long soaks
 # make bench      the rollout against eager PyTorch and torch.compile
-# make fuzz       thousands of random inputs, good and bad, each in a process that may crash
+# make fuzz       thousands of random calls, each in a process that may crash, and of damaged files
 # make sanitize   the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make aarch64    prediction without torch on an emulated aarch64 CPU; tests/seg/aarch64/check.sh says what it needs
 # make clean      remove what was built, but not the environment

@@ -44,7 +44,7 @@ def nca_rollout(
     One step, with ``z = state`` (or ``perceive_from``) and ``v = concat(z, conv_1(z), ..., conv_F(z))``::
 
         u      = norm(hidden_weight @ v + hidden_bias)
-        state += fire * (out_weight @ activation(scale * u + shift))       # except the frozen channels
+        state += fire * (out_weight @ activation(scale * u + shift) + out_bias)      # except the frozen channels
 
     B batch, ``*S`` = (H, W) or (D, H, W) cells, C channels, h hidden, F filters, ``*k`` odd kernel sizes.
 

@@ -163,7 +163,7 @@ def test_every_part_of_ncakern_has_its_own_line():
         ("ncakern.backends.cpu", "from ncakern import _cpu"),
         ("ncakern.arrays", "import torch"),
         ("ncaseg.inference.case", "from ncakern import _kernel"),
-        ("ncaseg.inference.case", "from ncaseg.evaluation.answer import answer"),
+        ("ncaseg.inference.case", "from ncaseg.evaluation.cases import score_cases"),
         ("ncaseg.lean.model", "def f():\n    import torch"),
         ("ncaseg.lean.model", "def f():\n    from ncaseg.cli.main import main"),
         ("ncaseg.quality.control", "from ncaseg.training.loop import train"),

@@ -29,8 +29,8 @@ EXIT_CODES = """
 | 0 | done |
 | 2 | usage: arguments, recipe, model name |
 | 3 | data: a file (also one of many) is missing, unreadable or does not fit; training diverged; `qc` flags a case |
-| 4 | environment: a package, the disk, memory, a build |
-| 130, 143 | interrupted by Ctrl-C, or told to end; rerun the same command to resume |
+| 4 | environment: a package, the disk, memory, a build; a folder that another training is using |
+| 128 + n | signal n ended it: 130 Ctrl-C, 143 SIGTERM, 129 a closed terminal; rerun the same command to resume |
 """
 SPELT_OUT = """## Two more keys
 

@@ -1,7 +1,7 @@
 """The command line ``ncaseg``: its grammar and its exit codes; what a verb does is in :mod:`ncaseg.cli.verbs`.
 
 Exit codes: 0 done, 2 usage (arguments, recipe, model name), 3 data (or ``qc`` flags a case), 4 environment (a package,
-the disk, a build), 128 and the number of a signal that ended it.
+the disk, memory, a build, a folder in use), 128 and the number of a signal that ended it.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from ncaseg.sampling.summary import summarise
 
 
 def draw_strip(path: str | Path, model: Segmenter, volume: Volume, cfg: Config, samples: int, seed: int) -> None:
-    """Draw how the first sample of a picture came about, and what the ensemble says, see ``report.draw_sampling``."""
+    """Draw how the first sample of a picture came about, and what the ensemble says, see ``volumes.draw_sampling``."""
     frames: list[tuple[str, np.ndarray]] = []
     last = cfg.diffusion.timesteps - 1
 

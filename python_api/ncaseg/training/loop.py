@@ -48,8 +48,8 @@ def train(
     """Train a model and return the path of its checkpoint.
 
     The last weights are the result, or their running mean where the recipe asks for one; validation is only watched, it
-    selects nothing. The folder of the run holds
-    ``recipe.toml``, ``split.json``, ``log.csv``, ``log.jsonl``, ``state.pt`` and ``model.safetensors``.
+    selects nothing. The folder of the run holds ``recipe.toml``, ``split.json``, ``log.csv``, ``log.jsonl``,
+    ``model.safetensors``, and ``state.pt`` with the one before it, ``state.previous.pt``.
 
     Args:
         cfg: the recipe.
