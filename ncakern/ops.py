@@ -102,7 +102,7 @@ def _has_gradients(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-# ---- the operators -------------------------------------------------------------------------------------------------
+# The operators.
 
 
 @torch.library.custom_op(
@@ -258,7 +258,7 @@ def _rollout_bwd_fake(d_out: Tensor, kept: Tensor, stats: Tensor, *inputs: Any) 
     return tuple(state.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs[:_NUM_TENSORS])
 
 
-# ---- derivatives ---------------------------------------------------------------------------------------------------
+# Derivatives.
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -298,7 +298,7 @@ nca_rollout.register_autograd(_backward, setup_context=_setup_context)
 nca_rollout_bwd.register_autograd(_refuse_double_backward)
 
 
-# ---- torch.func ----------------------------------------------------------------------------------------------------
+# What torch.func asks for.
 
 
 def _examples(

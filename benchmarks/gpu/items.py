@@ -113,7 +113,7 @@ def training(*, is_dry: bool) -> list[Item]:
 
 def recipe(*, is_dry: bool) -> list[Item]:
     """Training by recipe until time is up, on real volumes where there are some: its run can be resumed elsewhere."""
-    missing = [name for name in ("nibabel", "safetensors", "tqdm") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("nibabel", "PIL", "safetensors", "tqdm") if importlib.util.find_spec(name) is None]
     why_not = "a dry run trains nothing" if is_dry else f"needs {', '.join(missing)}" if missing else None
     data, phantoms = os.environ.get("NCASEG_DATA"), f"{{scratch}}/{CACHES}/phantoms"
     write = f"from ncaseg.data.phantom import write_phantoms; write_phantoms('{phantoms}', 40)"

@@ -93,7 +93,7 @@ def _normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.nda
     return (rng.standard_normal(shape) * scale).astype(np.float32)
 
 
-# ---- hostile values ------------------------------------------------------------------------------------------------
+# Hostile values.
 
 # No number of steps between a thousand and the bound: they are allowed, and take their time.
 LARGE = (2**31, 2**32, 2**32 + 1, 2**63 - 1, 2**63, 2**64, 2**64 + 1, 2**200)

@@ -24,8 +24,8 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-import readers
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from fuzz import readers
 
 from ncaseg import config
 from ncaseg.checkpoint.model import load_model, save_model

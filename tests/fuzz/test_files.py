@@ -1,10 +1,6 @@
 """The fuzzer of files, short: nothing crashes, hangs, is silently wrong, or leaves out the name of the file."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-import files
+from fuzz import files
 
 
 def test_damaged_files_are_read_right_or_refused_by_name():
