@@ -16,13 +16,6 @@ from ncaseg.cli.main import main
 from ncaseg.data.phantom import write_phantoms
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_model(path, tiny_model(tiny_config()), tiny_config())
-    return path
-
-
 def run(*arguments):
     return main([str(argument) for argument in arguments])
 
@@ -31,7 +24,7 @@ def start(*arguments, **options):
     path = os.pathsep.join(p for p in sys.path if p)
     env = {**os.environ, "PYTHONPATH": path, **options.pop("env", {})}
     command = [sys.executable, "-m", "ncaseg", *map(str, arguments)]
-    return subprocess.run(command, stderr=subprocess.PIPE, text=True, env=env, check=False, **options)
+    return subprocess.run(command, text=True, env=env, check=False, **{"stderr": subprocess.PIPE, **options})
 
 
 def test_names_that_an_ascii_terminal_cannot_show(model, tmp_path):
@@ -204,9 +197,8 @@ def test_a_disk_without_room_leaves_what_was_there(model, tmp_path, kind):
 @pytest.mark.parametrize("closed", [1, 2])
 def test_streams_may_be_closed_from_the_start(model, tmp_path, closed):
     scan, out = write_scan(tmp_path / "s.nii"), tmp_path / "o.nii"
-    command = [sys.executable, "-m", "ncaseg", *map(str, ("predict", model, scan, "-o", out, "--no-torch"))]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(command, env=env, check=False, preexec_fn=lambda: os.close(closed))
+    arguments = ("predict", model, scan, "-o", out, "--no-torch")
+    done = start(*arguments, stderr=None, preexec_fn=lambda: os.close(closed))
     assert done.returncode == 0 and out.exists()
 
 

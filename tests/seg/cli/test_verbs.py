@@ -26,13 +26,6 @@ def phantoms(tmp_path_factory):
     return write_phantoms(tmp_path_factory.mktemp("data"), 5, seed=0, size=(12, 13, 14))
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_model(path, tiny_model(tiny_config()), tiny_config())
-    return path
-
-
 def run(*arguments):
     return main([str(argument) for argument in arguments])
 

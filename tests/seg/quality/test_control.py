@@ -8,15 +8,9 @@ from PIL import Image
 from seg.tiny import tiny_config, tiny_model
 
 from ncaseg.cli.main import main
-from ncaseg.data.index import find_cases
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.quality import control
 from ncaseg.quality.table import Ensemble, Row, read_table
-
-
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory):
-    return find_cases(write_phantoms(tmp_path_factory.mktemp("data"), 3, seed=0, size=(12, 13, 14)))
 
 
 @pytest.fixture

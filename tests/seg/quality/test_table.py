@@ -11,18 +11,11 @@ import pytest
 from seg.tiny import tiny_config, tiny_model
 
 from ncaseg.data.dataset import load_case
-from ncaseg.data.index import find_cases
-from ncaseg.data.phantom import write_phantoms
 from ncaseg.ensemble import combine, nqm
 from ncaseg.inference.case import answer, member_logits
 from ncaseg.quality import table as measuring
 from ncaseg.quality.artifacts import corrupt
 from ncaseg.quality.table import Ensemble, Row, measure, read_table, write_table
-
-
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory):
-    return find_cases(write_phantoms(tmp_path_factory.mktemp("data"), 3, seed=0, size=(12, 13, 14)))
 
 
 @pytest.fixture

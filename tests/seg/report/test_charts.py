@@ -2,20 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from seg.report.pixels import has, pixels
 
 from ncaseg.report import charts
 from ncaseg.report.charts import INK, SERIES_COLOURS
-
-
-def pixels(path):
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture.convert("RGB"))
-
-
-def has(picture, colour):
-    return (picture == colour).all(-1)
 
 
 def inside(picture):

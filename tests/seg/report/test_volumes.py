@@ -4,20 +4,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from seg.report.pixels import has, pixels
 
 from ncaseg.report import volumes
 from ncaseg.report.volumes import LABEL_COLOUR, PANEL_PX, PREDICTION_COLOUR
-
-
-def pixels(path):
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture.convert("RGB"))
-
-
-def has(picture, colour):
-    return (picture == colour).all(-1)
 
 
 @pytest.fixture
