@@ -45,6 +45,7 @@ def nca_rollout(
 
         u      = norm(hidden_weight @ v + hidden_bias)
         state += fire * (out_weight @ activation(scale * u + shift) + out_bias)      # except the frozen channels
+        state  = clamp(state)                                             # the same, if spec.clamp is given
 
     B batch, ``*S`` = (H, W) or (D, H, W) cells, C channels, h hidden, F filters, ``*k`` odd kernel sizes.
 
