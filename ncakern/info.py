@@ -85,7 +85,8 @@ def _cpu() -> dict[str, str]:
 
 def _bf16_products() -> str:
     reason = cpu.why_not_amx("bfloat16", RolloutSpec(perception="dense"))
-    return f"none: {reason}" if reason else "amx: bfloat16 states, dense perception, norm none, without gradients"
+    able = "amx: bfloat16 states, dense perception, norm none, relu or leaky_relu, no clamp, without gradients"
+    return f"none: {reason}" if reason else able
 
 
 def _openmp_libraries() -> list[str]:

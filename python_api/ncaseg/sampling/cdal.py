@@ -1,4 +1,4 @@
-"""cDAL at work: labels in its coding, samples of a volume, the Dice of samples while it trains.
+"""cDAL at work: labels in its coding, and samples of a volume.
 
 Volumes are ``[B, C, X, Y, Z]``, pictures have one cell on Z. A generator of two axes takes every slice of Z as a sample
 of its own. Everything random is a function of a seed, the number of the sample and the time.

@@ -1,4 +1,4 @@
-"""MedSegDiffNCA at work: the loss of a batch, samples of a volume, the Dice of samples while it trains.
+"""MedSegDiffNCA at work: masks in its coding, and samples of a volume.
 
 A mask is coded as the recipe says ("signed": -1 and +1, "unit": 0 and 1); volumes are ``[C, X, Y, Z]``, pictures have
 one cell on Z. Everything random is a function of a seed, the number of the sample and the time step.

@@ -1,4 +1,4 @@
-"""Many samples of one image: reproducible noise for each of them, and what they say together."""
+"""Many samples of one image, and what they say together."""
 
 from typing import NamedTuple
 
