@@ -188,7 +188,9 @@ def _claim(path: Path, conditions: Mapping[str, Any]) -> dict[str, Any]:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} must be a report of this command; it is not: {error}") from error
         changes = [
-            f"{key}: {before.get(key)!r} -> {now!r}" for key, now in conditions.items() if before.get(key) != now
+            f"{key}: {before.get(key)!r} -> {conditions.get(key)!r}"
+            for key in {**before, **conditions}
+            if before.get(key) != conditions.get(key)
         ]
         if changes:
             raise ValueError(f"{path} holds results of other conditions; choose another file. {'; '.join(changes)}")

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ncaseg.batch import Batch
-from ncaseg.config import Config
+from ncaseg.config import Config, DataConfig
 from ncaseg.data.dataset import Volume, load_case
 from ncaseg.data.index import Case
 from ncaseg.data.standard import standardise, unstandardise
@@ -61,8 +61,14 @@ class Ensemble:
             "seed": self.seed,
             "rule": self.rule,
             **({"flips": self.cfg.predict.flips} if self.cfg.predict.flips else {}),
+            **self._reading(),
             "artifacts_renormalised": self.renormalise,
         }
+
+    def _reading(self) -> dict[str, Any]:
+        """What a command may say about the reading of files and changes numbers, where it is not the default."""
+        given = {name: getattr(self.cfg.data, name) for name in ("label_map", "white")}
+        return {f"data.{name}": value for name, value in given.items() if value != getattr(DataConfig, name)}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from PIL import Image
 from seg.tiny import tiny_config, tiny_model
 
 from ncaseg.cli.main import main
+from ncaseg.config import with_reading
 from ncaseg.data.phantom import write_phantoms
 from ncaseg.quality import control
 from ncaseg.quality.table import Ensemble, Row, read_table
@@ -112,6 +113,16 @@ def test_other_conditions_are_not_mixed(ensemble, cases, tmp_path, scores):
         ValueError, match="q.json holds results of other conditions; choose another file. samples: 2 -> 5"
     ):
         control.run_qc(other, tmp_path / "q.csv", cases=cases)
+
+
+def test_files_read_in_another_way_are_other_conditions(ensemble, cases, tmp_path, scores):
+    white = Ensemble(ensemble.model, with_reading(ensemble.cfg, ["data.white=4095"]), samples=2, seed=0)
+    for number, (first, second) in enumerate(((ensemble, white), (white, ensemble))):
+        table = tmp_path / f"{number}.csv"
+        control.run_qc(first, table, cases=cases)
+        control.run_qc(first, table, cases=cases)
+        with pytest.raises(ValueError, match=r"holds results of other conditions.* data\.white: (None|4095)"):
+            control.run_qc(second, table, cases=cases)
 
 
 def test_foreign_files_are_refused(ensemble, tmp_path):
