@@ -24,7 +24,7 @@ using namespace ncakern;
 
 namespace {
 
-// ---- the process around a call ---------------------------------------------------------------------------
+// The process around a call.
 
 // The threads of OpenMP do not live on in a forked child: a second thread there would be waited for without end.
 bool is_forked_child = false;
@@ -67,7 +67,7 @@ void run(Args& args, Compute compute) {
   if (interrupt.is_set()) throw py::error_already_set();
 }
 
-// ---- instruction sets ------------------------------------------------------------------------------------
+// Instruction sets.
 
 const Variant& find_variant(const std::string& name) {
   int count;
@@ -93,7 +93,7 @@ Forward find_amx(const RolloutArgs& args) {
   return amx::fwd;
 }
 
-// ---- sizes and options -----------------------------------------------------------------------------------
+// Sizes and options.
 
 struct Sizes {
   int64_t state, perceive_weight, perceive_bias, hidden_weight, out_weight, modulation, num_kept, stats;
@@ -195,7 +195,7 @@ Sizes read_options(const Options& options, RolloutArgs* args) {
   return sizes;
 }
 
-// ---- arrays ----------------------------------------------------------------------------------------------
+// Arrays.
 
 void read_inputs(Arrays& arrays, const Sizes& sizes, RolloutArgs* args) {
   const int64_t h = args->hidden;
@@ -285,7 +285,7 @@ void moments(const py::dict& tensors, const py::dict& settings) {
   run(args, find_variant(options.text("isa")).moments);
 }
 
-// ---- the machine -----------------------------------------------------------------------------------------
+// The machine.
 
 // name -> whether this CPU can run it, best first.
 py::dict list_variants() {

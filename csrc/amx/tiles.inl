@@ -11,7 +11,7 @@ constexpr int kTile = 16;       // rows, and columns of sums
 constexpr int kTileDepth = 32;  // products summed by one instruction
 constexpr int kBlock = 2 * kTile;
 
-// ---- vectors of bfloat16 --------------------------------------------------------------------------------
+// Vectors of bfloat16.
 
 // n a multiple of 16
 NCA_INLINE void copy(const bf16* from, bf16* to, int n) {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 
+from ncaseg.batch import Batch
 from ncaseg.config import Config
 from ncaseg.data.dataset import load_case
 from ncaseg.data.index import Case
@@ -23,15 +25,14 @@ def score_baselines(
     Args:
         cfg: how images are read.
         cases: to be scored.
-        known: other cases, from whose masks the constant mask is made; without them there is none.
+        known: other cases, from whose masks the constant mask is made; without them, or where they differ in size,
+            there is none.
 
     Returns:
         For ``everything``, ``otsu`` of the last channel (blue), and ``constant``: the means of Dice, IoU and
         thresholded IoU.
     """
-    constant = None
-    if known:
-        constant = protocols.constant_mask(grid_truth(load_case(case, cfg.data)) > 0.5 for case in known)
+    constant = _constant(cfg, known)
     rows = []
     for case in cases:
         volume = load_case(case, cfg.data)
@@ -42,3 +43,17 @@ def score_baselines(
         truth = grid_truth(volume) > 0.5
         rows.append({key: protocols.e_clean(mask.astype(np.float32), truth) for key, mask in masks.items()})
     return summarise_groups(rows, mean)
+
+
+def _constant(cfg: Config, known: Sequence[Case]) -> np.ndarray | None:
+    """The one mask that fits the known cases best; None, with a word, where there is none on a grid of their own."""
+    truths, batch = [], Batch()
+    for case in known:
+        with batch.case(case.id, case.image):
+            truths.append(grid_truth(load_case(case, cfg.data)) > 0.5)
+    for failure in batch.failed.values():
+        print(f"note: left out of the constant mask: {failure}", file=sys.stderr)
+    if len({truth.shape for truth in truths}) > 1:
+        print("note: no constant mask among the baselines: the cases differ in size", file=sys.stderr)
+        return None
+    return protocols.constant_mask(truths) if truths else None

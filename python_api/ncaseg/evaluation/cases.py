@@ -179,9 +179,10 @@ def compare_samples(scores: Mapping[str, Any], other: Mapping[str, Any]) -> dict
         deviation over cases of the difference ``scores - other``, in points (hundredths); cases that either leaves out
         do not count.
     """
-    gain = {}
+    gain, others = {}, {row["id"]: row for row in other["cases"]}  # a case may have failed in either
+    both = [(row, others[row["id"]]) for row in scores["cases"] if row["id"] in others]
     for metric in METRICS:
-        pairs = [(a[metric], b[metric]) for a, b in zip(scores["cases"], other["cases"], strict=True)]
+        pairs = [(a[metric], b[metric]) for a, b in both]
         points = [100 * (a - b) for a, b in pairs if a is not None and b is not None]
         gain[metric] = {"mean": mean(points), "std": deviation(points)} if points else None
     return {"samples": other["samples"], "mean": other["mean"], "std": other["std"], "gain": gain}

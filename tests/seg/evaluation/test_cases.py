@@ -179,16 +179,18 @@ def test_images_alone_cannot_be_scored(phantoms):
 
 def test_gain_of_an_ensemble_matches_hand_computation():
     def result(samples, values):
-        rows = [dict.fromkeys(METRICS, value) for value in values]
+        rows = [{"id": name} | dict.fromkeys(METRICS, value) for name, value in values.items()]
         return {"samples": samples, "cases": rows, "mean": {}, "std": {}}
 
-    comparison = compare_samples(result(10, [0.9, 0.84, None]), result(1, [0.88, 0.83, 0.5]))
+    # "d" failed in one of the two, and "e" in the other.
+    many, one = {"a": 0.9, "b": 0.84, "c": None, "d": 0.1}, {"e": 0.2, "a": 0.88, "b": 0.83, "c": 0.5}
+    comparison = compare_samples(result(10, many), result(1, one))
     assert comparison["samples"] == 1
     assert comparison["gain"]["hard_dice"] == pytest.approx({"mean": 1.5, "std": 0.5})  # points: 2 and 1
 
 
 def test_gain_is_none_where_no_case_counts():
-    rows = [dict.fromkeys(METRICS)]
+    rows = [{"id": "a"} | dict.fromkeys(METRICS)]
     result = {"samples": 1, "cases": rows, "mean": {}, "std": {}}
     assert compare_samples(result, result)["gain"] == dict.fromkeys(METRICS)
 

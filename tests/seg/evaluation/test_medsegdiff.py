@@ -1,5 +1,6 @@
 """From the command line: train, evaluate and predict for models that sample masks of pictures."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -87,6 +88,21 @@ def test_baselines(data):
     assert scores["everything"]["iou"] == pytest.approx(np.mean(shares))
     assert scores["otsu"]["dice"] > scores["everything"]["dice"]  # synthetic lesions are dark
     assert "constant" not in baselines.score_baselines(cfg, cases)
+
+
+def test_a_constant_mask_leaves_out_what_cannot_be_read_and_needs_one_size(data, tmp_path, capsys):
+    _, cfg = model_of()
+    cases = find_cases(data)
+    broken = dataclasses.replace(cases[3], image=tmp_path / "gone.png")
+    assert "constant" in baselines.score_baselines(cfg, cases[:2], [cases[2], broken])
+    assert "left out of the constant mask" in capsys.readouterr().err
+    native = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, size=()))
+    small = tmp_path / "small.png"
+    for name, source in (("image", cases[2].image), ("label", cases[2].label)):
+        Image.open(source).resize((31, 22)).save(small.with_stem(name))
+    other = dataclasses.replace(cases[2], image=tmp_path / "image.png", label=tmp_path / "label.png")
+    assert "constant" not in baselines.score_baselines(native, cases[:1], [cases[1], other])
+    assert "differ in size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", ["medsegdiff-small", "medsegdiff-small-oneshot"])
