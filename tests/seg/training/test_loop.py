@@ -265,7 +265,7 @@ def test_a_model_without_its_state_is_not_replaced(data, tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["missing", "older"])
+@pytest.mark.parametrize("damage", ["missing", "older", "damaged"])
 def test_a_model_that_does_not_belong_to_the_state_is_written_again(data, tmp_path, damage):
     """A run killed between the two files, or a result that was deleted."""
     loop.train(tiny("train.steps=2"), data, tmp_path)
@@ -273,6 +273,8 @@ def test_a_model_that_does_not_belong_to_the_state_is_written_again(data, tmp_pa
     before = dict(load_model(path)[0].state_dict())
     if damage == "missing":
         path.unlink()
+    elif damage == "damaged":
+        path.write_bytes(path.read_bytes()[:-9])
     else:
         _, cfg, _ = load_model(path)
         save_model(path, build_model(cfg.model, cfg.cdal), cfg, {"step": "1"})
