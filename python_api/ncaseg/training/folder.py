@@ -140,8 +140,11 @@ def check_folder(path: Path, cfg: Config, resume: bool) -> None:
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is False.
-        ValueError: it holds a run of another recipe.
+        ValueError: it holds a run of another recipe, or is no folder.
     """
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise ValueError(f"{path} must be a folder, or not exist yet; {there} is a file")
     recipe = path / "recipe.toml"
     if not recipe.exists() and not (path / "state.pt").exists():
         return

@@ -170,6 +170,14 @@ def test_another_recipe_is_refused_with_the_difference(data, tmp_path):
         loop.train(tiny("train.steps=1"), data, tmp_path, resume=False)
 
 
+@pytest.mark.parametrize("name", ["taken", "taken/run"])
+def test_a_file_where_the_folder_should_be_is_named(data, tmp_path, name):
+    (tmp_path / "taken").write_bytes(b"kept")
+    with pytest.raises(ValueError, match=r"must be a folder, or not exist yet; .*taken is a file"):
+        loop.train(tiny("train.steps=1"), data, tmp_path / name)
+    assert (tmp_path / "taken").read_bytes() == b"kept"
+
+
 def test_state_of_another_split_is_refused(data, tmp_path):
     loop.train(tiny("train.steps=1"), data, tmp_path)
     state = load_state(tmp_path / "state.pt")
