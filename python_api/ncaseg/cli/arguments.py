@@ -155,7 +155,7 @@ def _add_pairs(verb: argparse.ArgumentParser) -> None:
 def _add_ensemble(verb: argparse.ArgumentParser, *, default: int | None) -> None:
     shown = "ensemble size (default: " + ("the model's own)" if default is None else f"{default})")
     verb.add_argument("--samples", type=_samples, default=default, metavar="N", help=shown)
-    verb.add_argument("--seed", type=int, metavar="S", help="random seed (default: the model's own)")
+    verb.add_argument("--seed", type=_seed, metavar="S", help="random seed (default: the model's own)")
     verb.add_argument(
         "--rule",
         choices=("mean-logit", "mean-probability", "median"),
@@ -198,6 +198,13 @@ def _samples(text: str) -> int:
         check_limit("samples", value, MOST["predict.samples"])
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must fit into 64 bits, signed; got {value}")
     return value
 
 

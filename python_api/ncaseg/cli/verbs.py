@@ -72,9 +72,11 @@ def evaluate(args: argparse.Namespace) -> int | None:
     from ncaseg.evaluation.cases import evaluate, find_labelled_cases, restrict
     from ncaseg.files import check_target, remove_stale
 
-    for target in (args.json, args.csv):
+    for option, target in (("json", args.json), ("csv", args.csv)):
         if target is not None:
             check_target(target)
+            if target.suffix.lower() != f".{option}":  # a label, say, which would be replaced
+                raise UsageError(f"--{option} must be a file ending in .{option}; got {target}")
             remove_stale(target.parent)
     model, cfg = _load_model(args.model, args.overrides)
     cfg = _with_flips(cfg, args.flips)

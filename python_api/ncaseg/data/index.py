@@ -102,11 +102,13 @@ def find_groups(data: str | Path | None, ids: Iterable[str] | None = None) -> di
         if not {"id", "group"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{path} must have the columns id and group; got {reader.fieldnames}")
         for row in reader:
-            if not row["id"] or not row["group"]:
+            # Without the spaces around them: two spellings of a patient would be two patients.
+            name, group = ((row[column] or "").strip() for column in ("id", "group"))
+            if not name or not group:
                 raise ValueError(f"{path} must give every row an id and a group; line {reader.line_num} lacks one")
-            name = case_id(row["id"]) if formats.find_format(row["id"]) else row["id"]
-            if groups.setdefault(name, row["group"]) != row["group"]:
-                raise ValueError(f"{path} puts {name} into two groups, {groups[name]} and {row['group']}")
+            name = case_id(name) if formats.find_format(name) else name
+            if groups.setdefault(name, group) != group:
+                raise ValueError(f"{path} puts {name} into two groups, {groups[name]} and {group}")
     except csv.Error as error:
         raise ValueError(f"{path} must be a table (CSV); line {reader.line_num} is not: {error}") from error
     if ids is not None:
@@ -182,6 +184,8 @@ def _listed(index: Path) -> list[Case]:
 
 def _paths(index: Path, named: Any) -> list[Path]:
     """The files of an image: one, or a list with one per channel."""
+    if named == []:
+        raise ValueError('an "image" is an empty list')
     return [index.parent / name for name in (named if isinstance(named, list) else [named])]
 
 
@@ -203,7 +207,7 @@ def _nnunet(index: Path, content: Mapping[str, Any]) -> list[Case]:
         )
     cases = _paired(index.parent / "imagesTr", index.parent / "labelsTr", form)
     count = content.get("numTraining", len(cases))
-    if count != len(cases):
+    if str(count) != str(len(cases)):
         raise ValueError(f"{index} says that there are {count} cases (numTraining); imagesTr holds {len(cases)}")
     for case in cases:
         # A file may hold all channels; several files hold one each.

@@ -34,6 +34,8 @@ def decode(path: Path, coded: Coded, cfg: DataConfig) -> tuple[np.ndarray, dict[
     found = np.unique(codes)
     if names is None and not np.isfinite(found).all():
         raise ReadError(f"{path} must hold finite labels; it holds NaN or infinity")
+    if not entries:
+        _refuse_hidden(path, coded, found.tolist())
     values = [_rounded(v) if names is None else names[v] for v in found.tolist()]
     meaning = find_meaning(values, cfg.labels, entries)
     if meaning is None:
@@ -45,6 +47,20 @@ def decode(path: Path, coded: Coded, cfg: DataConfig) -> tuple[np.ndarray, dict[
         if meaning[value]:
             labels[codes == code] = meaning[value]
     return labels, meaning
+
+
+def _refuse_hidden(path: Path, coded: Coded, found: Sequence[int]) -> None:
+    """What is stored and cannot be seen may be the mask: equal colours of a palette, or what is transparent."""
+    indices = [] if coded.indices is None else np.unique(coded.indices).tolist()
+    if len(indices) > len(found):
+        raise ReadError(
+            f"{path} has a palette that shows several of its values {indices} in one colour. Say what the values stand "
+            'for, for example data.label_map="0:0, 1:1"'
+        )
+    if len(found) > 1 and coded.names is not None and {coded.names[code] for code in found} == {TRANSPARENT}:
+        raise ReadError(
+            f"{path} is transparent everywhere, and holds {len(found)} colours. Save it without transparency"
+        )
 
 
 def find_meaning(

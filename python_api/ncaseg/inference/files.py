@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from ncaseg.batch import Batch, about
 from ncaseg.config import Config
 from ncaseg.data.dataset import Volume, load_case
-from ncaseg.data.formats import find_format, format_of, is_picture
+from ncaseg.data.formats import FORMATS, find_format, format_of, is_picture
 from ncaseg.data.index import Case, case_id, find_cases, join_channels
 from ncaseg.files import check_target, remove_stale, replacing
 from ncaseg.inference.case import answer, native_image, predict_large
@@ -150,10 +150,22 @@ def list_inputs(source: Path) -> list[Case]:
         FileNotFoundError: there is no such file, or none in the folder.
     """
     if source.is_dir():
-        return find_cases(images=source)
+        cases = find_cases(images=source)
+        _tell_left_out(source, {path for case in cases for path in case.files})
+        return cases
     if not source.is_file():
         raise FileNotFoundError(f"input must be a NIfTI file, a picture, or a folder of them; {source} does not exist")
     return [Case(id=case_id(source), image=source, label=None)]
+
+
+def _tell_left_out(folder: Path, taken: Set[Path]) -> None:
+    """A folder is of one format: say which images of another one it holds."""
+    others = (path for path in sorted(folder.iterdir()) if path not in taken)
+    rest = [path for path in others if any(form.is_image(path.name) for form in FORMATS)]
+    if rest:
+        kind = next(form.name for form in FORMATS if form.is_image(rest[0].name))
+        count = f"{len(rest)} of another format ({kind})"
+        print(f"note: {folder} also holds {count}, which are left out: {rest[0].name}, ...")
 
 
 def save_labels(path: str | Path, labels: np.ndarray, volume: Volume) -> None:

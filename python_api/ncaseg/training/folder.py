@@ -4,6 +4,7 @@ import dataclasses
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,9 +90,17 @@ class RunFolder:
         # States of older versions do not say; theirs is right where the last update has been averaged.
         state = State(saved["step"], saved["updates"], saved.get("averaged", saved["updates"]))
         self._saved = state.step
-        if not self.model_path.exists() or read_weights(self.model_path).metadata.get("step") != str(state.step):
+        if self._model_step() != str(state.step):
             self._save_model(task, average, state)
         return state
+
+    def _model_step(self) -> str | None:
+        """The step of the model on disk; None where there is none that can be read."""
+        try:
+            return read_weights(self.model_path).metadata.get("step") if self.model_path.exists() else None
+        except ValueError as error:
+            print(f"note: {error}; it is written again, from {self.state_path.name}", file=sys.stderr)
+            return None
 
     def roll_back(self, step: int) -> str:
         """Drop the state of ``step``, from which nothing finite followed; say where the last good one is."""
@@ -131,8 +140,11 @@ def check_folder(path: Path, cfg: Config, resume: bool) -> None:
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is False.
-        ValueError: it holds a run of another recipe.
+        ValueError: it holds a run of another recipe, or is no folder.
     """
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise ValueError(f"{path} must be a folder, or not exist yet; {there} is a file")
     recipe = path / "recipe.toml"
     if not recipe.exists() and not (path / "state.pt").exists():
         return

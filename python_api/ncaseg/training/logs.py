@@ -23,12 +23,16 @@ class RunLog:
 
     Rows after step ``keep_through`` are dropped on opening: after a crash they describe steps that the restored
     checkpoint has not done. A last line cut off by the crash is dropped as well.
+
+    Raises:
+        ValueError: ``log.jsonl`` is damaged, or lacks rows that ``log.csv``, which is made from it, still has.
     """
 
     def __init__(self, folder: Path, columns: tuple[str, ...], *, keep_through: int) -> None:
         self._columns = columns
         path = folder / "log.jsonl"
         kept = [row for row in read_rows(path) if row["step"] <= keep_through] if path.exists() else []
+        _check_csv(folder / "log.csv", path, len(kept), keep_through)
         files.write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         header = ",".join(columns) + "\n"
         files.write_text(folder / "log.csv", header + "".join(self._csv_line(row) for row in kept))
@@ -55,6 +59,15 @@ class RunLog:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow([row[column] for column in self._columns])
         return line.getvalue()
+
+
+def _check_csv(table: Path, path: Path, kept: int, keep_through: int) -> None:
+    steps = files.read_text(table).split("\n")[1:-1] if table.exists() else []
+    rows = sum(step.isdecimal() and int(step) <= keep_through for step, *_ in (line.split(",") for line in steps))
+    if rows > kept:
+        raise ValueError(
+            f"{path} holds {kept} steps of the {rows} in {table}, which is made from it. Restore it, or move the table"
+        )
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -378,3 +378,17 @@ def test_reproduce_usage_errors_exit_with_2(arguments, message, capsys):
     code, line = failure(capsys, "reproduce", *arguments)
     assert code == 2
     assert message in line
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_scores_do_not_replace_a_label(phantoms, model, tmp_path, capsys, option):
+    label = tmp_path / "label.nii.gz"
+    label.write_bytes(b"kept")
+    code, line = failure(capsys, "evaluate", model, "--data", phantoms, option, label)
+    assert code == 2 and f"{option} must be a file ending in .{option[2:]}; got {label}" in line
+    assert label.read_bytes() == b"kept"
+
+
+def test_a_seed_beyond_64_bits_is_a_mistake_of_usage(phantoms, model, tmp_path, capsys):
+    code, line = failure(capsys, "predict", model, phantoms / "imagesTr", "-o", tmp_path, "--seed", 2**63)
+    assert code == 2 and "--seed: must fit into 64 bits, signed; got 9223372036854775808" in line

@@ -155,6 +155,7 @@ BROKEN = [
     ({"datatype": (999,)}, "999"),
     ({"datatype": (0,)}, "data code 0"),
     ({"slope": (2.0, float("nan"))}, "intercept"),
+    ({"slope": (float("inf"), 0.0)}, "finite scl_slope"),
     ({"dim0": (8,)}, "axes"),
     ({"dim1": (-16,)}, "at least one cell"),
     ({"dim2": (0,)}, "at least one cell"),
@@ -211,6 +212,9 @@ def test_other_content_is_named(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ReadError, match=f"{name} must be"):
             read(tmp_path / name)
+    (tmp_path / "p.nii").write_bytes(b"\x89PNG\r\n\x1a\n" * 99)  # read as a header, it announces extensions
+    with pytest.raises(ReadError, match=r"p\.nii must be NIfTI in one file; its magic is"):
+        read(tmp_path / "p.nii")
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "none.nii")
     with pytest.raises(ValueError, match=r"a\.mha must be a NIfTI file or a picture, ending in \.nii\.gz, \.nii"):

@@ -230,3 +230,18 @@ def test_two_folders_become_a_list(tmp_path):
         ["a_0000.nii", "a_0001.nii"],
         labels / "a.nii",
     )
+
+
+def test_spaces_do_not_make_another_patient(tmp_path):
+    (tmp_path / "groups.csv").write_text("id,group\na,one \nb , one\nc,\t\n")
+    with pytest.raises(ValueError, match="line 4 lacks one"):
+        find_groups(tmp_path)
+    (tmp_path / "groups.csv").write_text("id,group\na,one \nb , one\n")
+    assert find_groups(tmp_path, {"a", "b"}) == {"a": "one", "b": "one"}
+
+
+def test_an_image_of_no_file_is_named(tmp_path):
+    (tmp_path / "label.nii").write_bytes(b"")
+    (tmp_path / "dataset.json").write_text('{"training": [{"image": [], "label": "label.nii"}]}')
+    with pytest.raises(ValueError, match=r'dataset.json must be JSON .* an "image" is an empty list'):
+        find_cases(tmp_path)

@@ -186,3 +186,14 @@ def test_a_mask_in_a_picture_and_in_a_volume_are_one(tmp_path):
     _, stored = Picture().read_label(write(tmp_path / "m", coded))
     found, meaning = decode(tmp_path / "m.png", stored, DataConfig())
     assert meaning == {0: 0, 255: 1} and np.array_equal(found[..., 0], MASK)
+
+
+def test_what_a_picture_stores_and_does_not_show_is_refused(tmp_path):
+    path = palette(tmp_path / "m.png", MASK, [(0, 0, 0), (0, 0, 0)])
+    with pytest.raises(ReadError, match=r"m.png has a palette that shows several of its values \[0, 1\] in one colour"):
+        load(path)
+    assert np.array_equal(load(path, (1,), "0:0, 1:1"), MASK)
+    on, off = (MASK * 255).astype(np.uint8), np.zeros(MASK.shape, np.uint8)
+    with pytest.raises(ReadError, match="m.png is transparent everywhere, and holds 2 colours"):
+        load(picture(path, (on, on, on, off)))
+    assert not load(picture(path, (off, off, off, off))).any()

@@ -99,7 +99,7 @@ def test_a_constant_mask_leaves_out_what_cannot_be_read_and_needs_one_size(data,
     native = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, size=()))
     small = tmp_path / "small.png"
     for name, source in (("image", cases[2].image), ("label", cases[2].label)):
-        Image.open(source).resize((31, 22)).save(small.with_stem(name))
+        Image.open(source).resize((31, 22), Image.Resampling.NEAREST).save(small.with_stem(name))
     other = dataclasses.replace(cases[2], image=tmp_path / "image.png", label=tmp_path / "label.png")
     assert "constant" not in baselines.score_baselines(native, cases[:1], [cases[1], other])
     assert "differ in size" in capsys.readouterr().err

@@ -268,3 +268,14 @@ def test_failed_write_leaves_the_old_file(tmp_path, volume, monkeypatch):
         save_labels(path, np.zeros((7, 9, 6), np.uint8), volume)
     assert path.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scan.nii.gz", "seg.nii"]
+
+
+def test_images_of_another_format_in_a_folder_are_left_out_with_a_word(tmp_path, capsys):
+    cfg = tiny_config()
+    write_scan(tmp_path / "in" / "a.nii.gz")
+    for name in ("b.png", "._c.png", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    assert predict_path((tiny_model(cfg), cfg), tmp_path / "in", tmp_path / "out", samples=1) == [
+        tmp_path / "out" / "a.nii.gz"
+    ]
+    assert "in also holds 1 of another format (picture), which are left out: b.png" in capsys.readouterr().out

@@ -3,6 +3,8 @@
 import io
 import json
 
+import pytest
+
 from ncaseg.training.logs import Progress, RunLog, read_rows
 
 COLUMNS = ("step", "loss", "val_dice")
@@ -33,6 +35,18 @@ def test_rows_after_the_checkpoint_and_a_cut_line_are_dropped(tmp_path):
     write(tmp_path, (3,), 2)
     assert read_rows(tmp_path / "log.jsonl") == rows(1, 2, 3)
     assert [line.split(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()] == ["step", "1", "2", "3"]
+
+
+def test_a_table_is_not_replaced_by_a_shorter_one(tmp_path):
+    write(tmp_path, (1, 2, 3), 0)
+    before = (tmp_path / "log.csv").read_text()
+    for damage in (lambda path: path.unlink(), lambda path: path.write_text("")):
+        damage(tmp_path / "log.jsonl")
+        with pytest.raises(ValueError, match=r"log.jsonl holds 0 steps of the 3 in .*log.csv"):
+            RunLog(tmp_path, COLUMNS, keep_through=3)
+        assert (tmp_path / "log.csv").read_text() == before
+        write(tmp_path, (), 0)  # nothing of it is wanted
+        write(tmp_path, (1, 2, 3), 0)
 
 
 def test_rows_are_on_disk_before_the_log_is_closed(tmp_path):

@@ -170,6 +170,14 @@ def test_another_recipe_is_refused_with_the_difference(data, tmp_path):
         loop.train(tiny("train.steps=1"), data, tmp_path, resume=False)
 
 
+@pytest.mark.parametrize("name", ["taken", "taken/run"])
+def test_a_file_where_the_folder_should_be_is_named(data, tmp_path, name):
+    (tmp_path / "taken").write_bytes(b"kept")
+    with pytest.raises(ValueError, match=r"must be a folder, or not exist yet; .*taken is a file"):
+        loop.train(tiny("train.steps=1"), data, tmp_path / name)
+    assert (tmp_path / "taken").read_bytes() == b"kept"
+
+
 def test_state_of_another_split_is_refused(data, tmp_path):
     loop.train(tiny("train.steps=1"), data, tmp_path)
     state = load_state(tmp_path / "state.pt")
@@ -265,7 +273,7 @@ def test_a_model_without_its_state_is_not_replaced(data, tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["missing", "older"])
+@pytest.mark.parametrize("damage", ["missing", "older", "damaged"])
 def test_a_model_that_does_not_belong_to_the_state_is_written_again(data, tmp_path, damage):
     """A run killed between the two files, or a result that was deleted."""
     loop.train(tiny("train.steps=2"), data, tmp_path)
@@ -273,6 +281,8 @@ def test_a_model_that_does_not_belong_to_the_state_is_written_again(data, tmp_pa
     before = dict(load_model(path)[0].state_dict())
     if damage == "missing":
         path.unlink()
+    elif damage == "damaged":
+        path.write_bytes(path.read_bytes()[:-9])
     else:
         _, cfg, _ = load_model(path)
         save_model(path, build_model(cfg.model, cfg.cdal), cfg, {"step": "1"})

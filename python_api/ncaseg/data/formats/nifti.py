@@ -89,7 +89,8 @@ def _parse(path: Path, file: IO[bytes]) -> _Parsed:
     head = file.read(4)
     file.seek(0)
     kind = nib.Nifti2Image if 540 in (int.from_bytes(head, order) for order in ("little", "big")) else nib.Nifti1Image
-    raw = kind.header_class.from_fileobj(file, check=False)
+    # From its bytes alone: what is no header may announce any extensions.
+    raw = kind.header_class(file.read(kind.header_class.template_dtype.itemsize), check=False)
     if not bytes(raw["magic"]).startswith(b"n+"):
         raise ReadError(f"{path} must be NIfTI in one file; its magic is {bytes(raw['magic'])!r}")
     _check_fields(path, raw)
@@ -131,6 +132,9 @@ def _check_fields(path: Path, raw: nib.Nifti1Header) -> None:
             raise ReadError(f"{path} must have a {name} from 0 to 5; got {int(raw[name])}. Its geometry is unknown")
     if not np.isfinite(steps).all() or (steps[: min(axes, 3)][sizes[:3] > 1] == 0).any():
         raise ReadError(f"{path} must have finite cell sizes above 0; its pixdim is {steps.tolist()}")
+    slope, intercept = float(raw["scl_slope"]), float(raw["scl_inter"])
+    if math.isinf(slope) or math.isinf(intercept):  # NaN is how nibabel writes that there is none
+        raise ReadError(f"{path} must have a finite scl_slope and scl_inter; got {slope} and {intercept}")
     if int(raw["xyzt_units"]) % 8 not in MM:
         raise ReadError(f"{path} must give lengths in metres, mm or microns; its xyzt_units is {raw['xyzt_units']}")
 
