@@ -15,6 +15,7 @@ from ncaseg import config
 from ncaseg.config import DataConfig
 from ncaseg.data import labels
 from ncaseg.data.dataset import CaseStore, load_case
+from ncaseg.data.formats.base import ReadError
 from ncaseg.data.formats.picture import Picture
 from ncaseg.data.index import Case, find_cases
 from ncaseg.data.lesions import make_lesion, write_lesions
@@ -388,3 +389,25 @@ def test_thirty_two_bits_have_the_sign_of_the_file(tmp_path, form):
     scan, found = Picture().read(tmp_path / "x.tif")
     assert found.dtype == scan.dtype == np.dtype(f"{form}4")
     np.testing.assert_array_equal(found[..., 0, 0], expected)
+
+
+def png(rows: bytes, interlaced: int = 0) -> bytes:
+    """A grey picture of 8 columns and 8 rows whose compressed stream holds these bytes, all sums right."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = (8).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, interlaced])
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(("interlaced", "whole"), [(0, 8 * 9), (1, 64 + 15)], ids=["rows", "interlaced"])
+def test_a_stream_that_ends_before_the_last_row_is_refused(tmp_path, interlaced, whole):
+    """Its sums are right, so Pillow shows black rows. An interlaced picture of 8x8 has 15 rows in seven passes."""
+    path = tmp_path / "x.png"
+    path.write_bytes(png(bytes(whole), interlaced))
+    assert Picture().read(path)[1].shape[:2] == (8, 8)
+    path.write_bytes(png(bytes(whole - 1), interlaced))
+    with pytest.raises(ReadError, match=r"x\.png.*end before its last row"):
+        Picture().read(path)

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 MASK_ENDINGS = ("_segmentation", "_mask")
 NO_IMAGES = "_superpixels"  # files of ISIC 2016 and 2017 beside the images
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by the colour type
+# First column and row of each pass of interlaced PNG, and the steps between its columns and rows.
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+INFLATED_BYTES = 1 << 20  # at once
+MOST_INFLATED = 1 << 31  # pictures beyond are not counted; others are refused for the memory that they would take
 WIDE = {"I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "I": 0.0, "F": 0.0}  # modes of more than 8 bits: white
 # Tags of TIFF, the first also of EXIF.
 ORIENTATION, BITS, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = 0x0112, 258, 262, 277, 339
@@ -113,16 +118,44 @@ def _opened(path: Path) -> Iterator[Image]:
 
 
 def _check_sums(file) -> None:
-    """Compare the checksum of every chunk of a PNG, which Pillow leaves out for the pixels."""
+    """Check every chunk of a PNG by its sum, and that the pixels are all there; Pillow does neither."""
     if file.read(8) == PNG_SIGNATURE:
+        expected, pixels = 0, _Inflated()
         while head := file.read(8):
             length, kind = int.from_bytes(head[:4], "big"), head[4:]
             body, total = file.read(length), file.read(4)
             if len(total) < 4 or zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(total, "big"):
                 raise ValueError(f"the checksum of its chunk {kind.decode('latin-1')!r} is wrong")
+            if kind == b"IHDR" and length == 13:
+                expected = _png_bytes(body)
+            if kind == b"IDAT" and pixels.count < expected <= MOST_INFLATED:
+                pixels.add(body)
             if kind == b"IEND":
                 break
+        if pixels.count < expected <= MOST_INFLATED:
+            raise ValueError("its pixels end before its last row")
     file.seek(0)
+
+
+class _Inflated:
+    """Counts the bytes of a compressed stream, a piece at a time."""
+
+    def __init__(self) -> None:
+        self._stream, self.count = zlib.decompressobj(), 0
+
+    def add(self, data: bytes) -> None:
+        while data:
+            self.count += len(self._stream.decompress(data, INFLATED_BYTES))
+            data = self._stream.unconsumed_tail
+
+
+def _png_bytes(header: bytes) -> int:
+    """Bytes of all rows of a PNG, each behind one that names its filter, by the 13 bytes of its IHDR."""
+    columns, rows = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
+    bits = header[8] * PNG_SAMPLES.get(header[9], 1)
+    passes = ADAM7 if header[12] == 1 else ((0, 0, 1, 1),)
+    sizes = ((-(-(columns - x) // dx), -(-(rows - y) // dy)) for x, y, dx, dy in passes)
+    return sum(down * (1 + -(-across * bits // 8)) for across, down in sizes if across > 0 and down > 0)
 
 
 def _refuse_what_would_be_lost(path: Path, picture: Image) -> None:
