@@ -28,8 +28,13 @@ CONSTRAINTS = ROOT / "constraints.txt"
 TORCH_INDEX = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
 PYTHONS = ("python3.11", "python3.12", "python3.13", "python3.14")
 CORES = os.cpu_count() or 1
-# The kernel's name of an instruction set, torch's name of the nearest, and what /proc/cpuinfo calls it.
-INSTRUCTION_SETS = (("scalar", "default", ""), ("avx2", "avx2", " avx2 "), ("avx512", "avx512", " avx512f "))
+# What /proc/cpuinfo calls an instruction set, and the kernel's, torch's, MKL's and oneDNN's names of it.
+SWITCHES = ("NCAKERN_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+INSTRUCTION_SETS = {
+    "": ("scalar", "default", "SSE4_2", "SSE41"),
+    " avx2 ": ("avx2", "avx2", "AVX2", "AVX2"),
+    " avx512f ": ("avx512", "avx512", "AVX512", "AVX512_CORE"),
+}
 
 Row = Callable[[list[str]], str]
 
@@ -39,11 +44,9 @@ def rows() -> dict[str, Row]:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     found: dict[str, Row] = {}
-    for kernel, torch, flag in INSTRUCTION_SETS:
+    for flag, names in INSTRUCTION_SETS.items():
         if flag in flags:
-            found[f"isa-{kernel}"] = lambda more, env={"NCAKERN_ISA": kernel, "ATEN_CPU_CAPABILITY": torch}: run(
-                more, **env
-            )
+            found[f"isa-{names[0]}"] = lambda more, names=names: run(more, **dict(zip(SWITCHES, names, strict=True)))
     for threads in (1, 2, 4):
         found[f"threads-{threads}"] = lambda more, threads=threads: run(more, threads=threads)
     found["busy"] = run_beside_busy_processes
