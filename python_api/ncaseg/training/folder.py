@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,8 +43,9 @@ class RunFolder:
     writes it again. A state counts as good once the step after it was finite; until then the one before it is kept.
     """
 
-    def __init__(self, path: Path, split: Split) -> None:
+    def __init__(self, path: Path, split: Split, cases: Sequence[Case] = ()) -> None:
         self.path, self._split = path, split
+        self._bytes = {case.id: sum(file.stat().st_size for file in case.files) for case in cases}
         self.state_path, self.model_path = path / "state.pt", path / "model.safetensors"
         self._previous = path / "state.previous.pt"
         self._saved: int | None = None  # the step of the state on disk
@@ -63,7 +64,7 @@ class RunFolder:
         if self.state_path.exists():
             with files.replacing(self._previous) as temporary:
                 shutil.copyfile(self.state_path, temporary)
-        content = dataclasses.asdict(state) | {"split_sha256": self._split.sha256} | task.state()
+        content = dataclasses.asdict(state) | {"split_sha256": self._split.sha256, "bytes": self._bytes} | task.state()
         save_state(self.state_path, content | ({} if average is None else {"average": average.state_dict()}))
         self._saved = state.step
         self._save_model(task, average, state)
@@ -84,6 +85,7 @@ class RunFolder:
         saved = load_state(self.state_path)
         if saved["split_sha256"] != self._split.sha256:
             raise ValueError(f"{self.state_path} belongs to another split than the one in {self.path / 'split.json'}")
+        self._compare_files(saved.get("bytes", {}))
         task.restore(saved)
         if average is not None:
             average.load_state_dict(saved["average"])
@@ -111,6 +113,16 @@ class RunFolder:
             else:
                 self.state_path.unlink()
         return self._last_good()
+
+    def _compare_files(self, before: Mapping[str, int]) -> None:
+        """Say so where a run goes on with other files than those that it began with."""
+        others = [name for name, size in before.items() if self._bytes.get(name, size) != size]
+        if others:
+            print(
+                f"note: {len(others)} of {len(before)} images are not the files that this run began with, e.g. "
+                f"{others[0]}; for other data choose another folder",
+                file=sys.stderr,
+            )
 
     def _last_good(self) -> str:
         if not self.state_path.exists():

@@ -82,7 +82,7 @@ def train(
     for line in survey(volumes, [*split.train, *split.validation], cfg.data):
         print(f"note: {line}", file=sys.stderr)
     with claimed(out, cfg, split, resume):  # not before the cases were read, which may ask for another recipe
-        _Run(task, split, volumes, RunFolder(out, split)).finish()
+        _Run(task, split, volumes, RunFolder(out, split, cases)).finish()
     return out / "model.safetensors"
 
 

@@ -264,6 +264,16 @@ def test_divergence_keeps_the_last_state_that_a_finite_step_followed(data, tmp_p
     assert same_state(*states)
 
 
+def test_a_run_that_goes_on_with_other_files_says_so(data, tmp_path, capsys):
+    folder = shutil.copytree(data, tmp_path / "data")
+    loop.train(tiny("train.steps=2"), folder, tmp_path / "run")
+    loop.train(tiny("train.steps=2"), shutil.copytree(folder, tmp_path / "moved"), tmp_path / "run")
+    assert "began with" not in capsys.readouterr().err
+    other = write_phantoms(tmp_path / "other", 4, seed=1, size=(12, 12, 12))
+    loop.train(tiny("train.steps=2"), other, tmp_path / "run")
+    assert "images are not the files that this run began with, e.g. phantom_000" in capsys.readouterr().err
+
+
 def test_a_model_without_its_state_is_not_replaced(data, tmp_path):
     loop.train(tiny("train.steps=2"), data, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
