@@ -1,6 +1,8 @@
 """Every test starts from the same random state; tests that need hardware or data skip with a reason."""
 
 import os
+import signal
+import threading
 
 import interpreter  # noqa: F401  before anything that imports triton, such as ncakern
 import pytest
@@ -16,6 +18,10 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if threading.current_thread() is threading.main_thread():
+        # Under nohup, or behind an "&" in a script, signals are ignored, and so they would be in what tests start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if ncakern.backends()["cpu"] is not None:
         # A checkout without a compiler must pass too. Where the fall-back is the subject, tests look for the warning.
         config.addinivalue_line("filterwarnings", "ignore:no fast backend can run this call")
