@@ -43,7 +43,7 @@ class RunFolder:
     writes it again. A state counts as good once the step after it was finite; until then the one before it is kept.
     """
 
-    def __init__(self, path: Path, split: Split, cases: Sequence[Case] = ()) -> None:
+    def __init__(self, path: Path, split: Split, cases: Sequence[Case]) -> None:
         self.path, self._split = path, split
         self._bytes = {case.id: sum(file.stat().st_size for file in case.files) for case in cases}
         self.state_path, self.model_path = path / "state.pt", path / "model.safetensors"
